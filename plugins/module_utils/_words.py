@@ -1,0 +1,165 @@
+# Copyright (c) 2026, The Node Manager developers
+# GNU General Public License v3.0-or-later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The closed vocabularies of the product: each word is spelled here once.
+
+Pure: imports the standard library only. Runs on nodes with Python 3.8.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Word(str, Enum):
+    """A closed vocabulary whose members are their own JSON text."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Admin(Word):
+    """What an operator says about a node."""
+
+    ACTIVE = "active"
+    CORDONED = "cordoned"
+    DRAINING = "draining"
+    MAINTENANCE = "maintenance"
+    OFFLINE = "offline"
+
+
+class Health(Word):
+    """What the manager concludes about a node from what was seen."""
+
+    UNKNOWN = "unknown"
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    SUSPECT = "suspect"
+    UNREACHABLE = "unreachable"
+    RECOVERING = "recovering"
+    FLAPPING = "flapping"
+
+
+class Status(Word):
+    """The one word derived from the two axes above."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+    MAINTENANCE = "maintenance"
+
+
+class ObservationKind(Word):
+    """What kind of thing was seen on a node."""
+
+    FACTS = "facts"
+    SAMPLE = "sample"
+    REPORT = "report"
+    CONTACT = "contact"
+
+
+class ContactReason(Word):
+    """How an attempt to reach and use a node ended."""
+
+    OK = "Ok"
+    CONNECTION_REFUSED = "ConnectionRefused"
+    TIMED_OUT = "TimedOut"
+    NO_ROUTE = "NoRoute"
+    NAME_NOT_RESOLVED = "NameNotResolved"
+    CONNECTION_LOST = "ConnectionLost"
+    AUTHENTICATION_FAILED = "AuthenticationFailed"
+    HOST_KEY_CHANGED = "HostKeyChanged"
+    PYTHON_MISSING = "PythonMissing"
+    MODULE_FAILED = "ModuleFailed"
+    OUTPUT_UNUSABLE = "OutputUnusable"
+    MANAGER_FAULT = "ManagerFault"
+
+
+class ConditionType(Word):
+    """What can be said about a node beside its health; each is true when all is well."""
+
+    REACHABLE = "Reachable"
+    MANAGEMENT_PATH = "ManagementPath"
+    AUTHENTICATED = "Authenticated"
+    HOST_KEY_TRUSTED = "HostKeyTrusted"
+    PYTHON_AVAILABLE = "PythonAvailable"
+    PROBE_WORKING = "ProbeWorking"
+    CHECKS_PASSING = "ChecksPassing"
+
+
+class CheckState(Word):
+    """The outcome of one health check."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+class Severity(Word):
+    """How much a failed check weighs: a critical one makes the node unschedulable, a warning does not."""
+
+    CRITICAL = "critical"
+    WARNING = "warning"
+
+
+class CheckKind(Word):
+    """The health checks that a node type may list."""
+
+    TCP = "tcp"
+    HTTP = "http"
+    DNS = "dns"
+    SERVICE = "service"
+    PROCESS = "process"
+    CONTAINER = "container"
+    PORT = "port"
+    FILESYSTEM = "filesystem"
+    CERTIFICATE = "certificate"
+    CLOCK = "clock"
+    THRESHOLD = "threshold"
+    COMMAND = "command"
+
+
+class Resource(Word):
+    """The resource classes that every node has."""
+
+    CPU_MILLICORES = "cpu_millicores"
+    MEMORY_MIB = "memory_mib"
+    DISK_MIB = "disk_mib"
+    NETWORK_MBPS = "network_mbps"
+
+
+class Role(Word):
+    """What a token's bearer may do."""
+
+    VIEWER = "viewer"
+    AGENT = "agent"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
+class JobAction(Word):
+    """The work that the service runs through Ansible; each names its playbook."""
+
+    REGISTER = "register"
+    GATHER = "gather"
+    CHECK = "check"
+
+
+class JobState(Word):
+    """Where a job is on its way."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    INTERRUPTED = "interrupted"
+
+
+class NodeResult(Word):
+    """How a job ended for one node."""
+
+    OK = "ok"
+    FAILED = "failed"
+    UNREACHABLE = "unreachable"
+    NOT_RUN = "not_run"
