@@ -1,0 +1,504 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The registry: which nodes there are and what was declared about them.
+
+Every write is one transaction, compare-and-swap on the node's generation, with its event. Observed things are read here to
+show a node whole, never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from node_manager import events
+from node_manager.declarations import NodeChange, NodeDeclaration
+from node_manager.domain import Admin, Health, Status
+from node_manager.health_checker import NodeState, derive_status, is_schedulable, new_state
+from node_manager.node_states import insert_state, state_of_row
+from node_manager.problems import (
+    InvalidInputError,
+    NodeExistsError,
+    NodeInUseError,
+    NodeNotFoundError,
+    StaleGenerationError,
+)
+from node_manager.settings import Settings
+from node_manager.store import Store, tables
+
+Clock = Callable[[], datetime]
+GIVEN = "given"
+FIRST_USE = "first_use"
+_JUMP_LIMIT = 8
+
+
+def utc_now() -> datetime:
+    """Give the current time, aware."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node: what was declared, and beside it what was concluded."""
+
+    node_id: str
+    name: str
+    address: str
+    declared_type: str | None
+    recognised_type: str | None
+    labels: dict[str, str]
+    location: dict[str, Any]
+    connection: dict[str, Any]
+    declared_capacity: dict[str, int]
+    admin: Admin
+    generation: int
+    revision: int
+    created_at: datetime
+    updated_at: datetime
+    state: NodeState
+    facts: dict[str, Any] | None = None
+    facts_observed_at: datetime | None = None
+    host_keys: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def node_type(self) -> str | None:
+        """Give the type that counts: the declared one, else the recognised one."""
+        return self.declared_type or self.recognised_type
+
+    @property
+    def status(self) -> Status:
+        """Fold admin and health into one word."""
+        return derive_status(self.admin, self.state.health)
+
+    def schedulable(self, now: datetime, stale_after: timedelta) -> bool:
+        """Tell whether new work may be placed here."""
+        return is_schedulable(self.admin, self.state, now, stale_after)
+
+
+@dataclass(frozen=True)
+class NodeFilter:
+    """Which nodes to list; an empty field lets all pass, labels must all hold."""
+
+    status: Status | None = None
+    health: Health | None = None
+    node_type: str | None = None
+    zone: str | None = None
+    site: str | None = None
+    region: str | None = None
+    labels: tuple[tuple[str, str | None], ...] = ()
+
+
+@dataclass(frozen=True)
+class NodeVersion:
+    """The identity of one rendered node: as long as it is equal, the node is too."""
+
+    node_id: str
+    generation: int
+    revision: int
+
+
+@dataclass(frozen=True)
+class NodePage:
+    """One page of a list; next_after is None at the end."""
+
+    versions: list[NodeVersion] = field(default_factory=list)
+    next_after: str | None = None
+
+
+class NodeRegistry:
+    """The declared state of all nodes."""
+
+    def __init__(self, store: Store, settings: Settings, clock: Clock = utc_now) -> None:
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+
+    def register(self, declaration: NodeDeclaration, *, allow_local: bool = False) -> tuple[Node, bool]:
+        """Add a node; the same declaration again gives the node there is and False.
+
+        Errors: NodeExistsError if it was declared otherwise, InvalidInputError on an unknown type, credential or jump host.
+        """
+        now = self._clock()
+        values = _declared_values(declaration.node_id, declaration)
+        try:
+            with self._store.write() as connection:
+                existing = _select_one(connection, declaration.node_id)
+                if existing is not None:
+                    return _same_or_conflict(existing, declaration), False
+                self._check_references(connection, declaration.node_id, declaration, allow_local=allow_local)
+                connection.execute(
+                    tables.nodes.insert(),
+                    {"admin": Admin.ACTIVE.value, **values, "generation": 1, "created_at": now, "updated_at": now},
+                )
+                _write_labels(connection, declaration.node_id, declaration.labels)
+                _pin_given_keys(connection, declaration.node_id, declaration.host_keys, now)
+                insert_state(connection, declaration.node_id, new_state(now))
+                events.emit(
+                    connection, events.EventType.NODE_REGISTERED, declaration.node_id, now, _event_data(values, 1)
+                )
+                return _select_known(connection, declaration.node_id), True
+        except IntegrityError:
+            # Two registrations of one id at once (PostgreSQL lets both in): the other one won, judge against it.
+            return _same_or_conflict(self.get(declaration.node_id), declaration), False
+
+    def update(
+        self, node_id: str, change: NodeChange, *, if_generation: int | None = None, allow_local: bool = False
+    ) -> Node:
+        """Replace what is declared about a node.
+
+        Errors: NodeNotFoundError; StaleGenerationError if *if_generation* is no longer the node's; InvalidInputError.
+        """
+        now = self._clock()
+        values = _declared_values(node_id, change)
+        with self._store.write() as connection:
+            node = _lock(connection, node_id, if_generation)
+            self._check_references(
+                connection, node_id, change, allow_local=allow_local or node.connection["kind"] == "local"
+            )
+            generation = node.generation + 1
+            connection.execute(
+                tables.nodes.update().where(tables.nodes.c.node_id == node_id),
+                {**values, "generation": generation, "updated_at": now},
+            )
+            connection.execute(tables.node_labels.delete().where(tables.node_labels.c.node_id == node_id))
+            _write_labels(connection, node_id, change.labels)
+            if change.host_keys:
+                _forget_keys(connection, node_id)
+                _pin_given_keys(connection, node_id, change.host_keys, now)
+            events.emit(connection, events.EventType.NODE_UPDATED, node_id, now, _event_data(values, generation))
+            return _select_known(connection, node_id)
+
+    def set_admin(self, node_id: str, admin: Admin, reason: str, *, if_generation: int | None = None) -> Node:
+        """Change whether a node takes part.
+
+        Errors: NodeNotFoundError, StaleGenerationError.
+        """
+        now = self._clock()
+        with self._store.write() as connection:
+            node = _lock(connection, node_id, if_generation)
+            if node.admin is admin:
+                return node
+            connection.execute(
+                tables.nodes.update().where(tables.nodes.c.node_id == node_id),
+                {"admin": admin.value, "generation": node.generation + 1, "updated_at": now},
+            )
+            events.emit(
+                connection,
+                events.EventType.NODE_ADMIN_CHANGED,
+                node_id,
+                now,
+                {"from": node.admin.value, "to": admin.value, "reason": reason},
+            )
+            return _select_known(connection, node_id)
+
+    def forget_host_keys(self, node_id: str) -> Node:
+        """Trust the key that the node shows next, and end its quarantine: the operator knows why the key changed.
+
+        Errors: NodeNotFoundError.
+        """
+        now = self._clock()
+        with self._store.write() as connection:
+            node = _lock(connection, node_id, None)
+            _forget_keys(connection, node_id)
+            connection.execute(
+                tables.nodes.update().where(tables.nodes.c.node_id == node_id),
+                {"generation": node.generation + 1, "updated_at": now},
+            )
+            events.emit(connection, events.EventType.HOST_KEYS_PINNED, node_id, now, {"origin": None, "host_keys": []})
+            return _select_known(connection, node_id)
+
+    def deregister(self, node_id: str, *, force: bool = False, if_generation: int | None = None) -> None:
+        """Remove a node and all that was seen on it.
+
+        Errors: NodeNotFoundError; NodeInUseError while it holds allocations (*force* drops them) or is a jump host.
+        """
+        now = self._clock()
+        with self._store.write() as connection:
+            _lock(connection, node_id, if_generation)
+            held = list(
+                connection.scalars(
+                    sa.select(tables.allocations.c.allocation_id)
+                    .where(tables.allocations.c.node_id == node_id)
+                    .order_by(tables.allocations.c.allocation_id)
+                )
+            )
+            if held and not force:
+                raise NodeInUseError(
+                    f"node {node_id!r} holds {len(held)} allocations; release them first, or repeat with force=true",
+                    node_id=node_id,
+                    allocations=held[:100],
+                )
+            behind = self._nodes_behind(connection, node_id)
+            if behind:
+                raise NodeInUseError(
+                    f"node {node_id!r} is the jump host of {', '.join(behind[:5])}; declare another way to them first",
+                    node_id=node_id,
+                )
+            connection.execute(tables.allocations.delete().where(tables.allocations.c.node_id == node_id))
+            connection.execute(tables.nodes.delete().where(tables.nodes.c.node_id == node_id))
+            events.emit(
+                connection,
+                events.EventType.NODE_DEREGISTERED,
+                node_id,
+                now,
+                {"forced": force, "dropped_allocations": held},
+            )
+
+    def get(self, node_id: str) -> Node:
+        """Read one node with its facts and host keys.
+
+        Errors: NodeNotFoundError.
+        """
+        with self._store.read() as connection:
+            return _select_known(connection, node_id)
+
+    def page(self, wanted: NodeFilter, limit: int, after: str | None) -> NodePage:
+        """List the versions of the nodes that pass *wanted*, ordered by node_id, those behind *after*."""
+        query = (
+            sa.select(tables.nodes.c.node_id, tables.nodes.c.generation, tables.node_states.c.revision)
+            .join(tables.node_states, tables.node_states.c.node_id == tables.nodes.c.node_id)
+            .where(*_conditions(wanted))
+            .order_by(tables.nodes.c.node_id)
+            .limit(limit + 1)
+        )
+        if after is not None:
+            query = query.where(tables.nodes.c.node_id > after)
+        with self._store.read() as connection:
+            rows = connection.execute(query).all()
+        versions = [NodeVersion(*row) for row in rows[:limit]]
+        return NodePage(versions, versions[-1].node_id if len(rows) > limit else None)
+
+    def load(self, node_ids: Sequence[str]) -> dict[str, Node]:
+        """Read several nodes with their facts; ids that are gone are left out."""
+        with self._store.read() as connection:
+            rows = connection.execute(_NODE_QUERY.where(tables.nodes.c.node_id.in_(node_ids))).all()
+        return {row.node_id: _node_of_row(row) for row in rows}
+
+    def existing(self, node_ids: Sequence[str]) -> set[str]:
+        """Tell which of *node_ids* are registered."""
+        with self._store.read() as connection:
+            return set(
+                connection.scalars(sa.select(tables.nodes.c.node_id).where(tables.nodes.c.node_id.in_(node_ids)))
+            )
+
+    def _check_references(
+        self, connection: sa.Connection, node_id: str, change: NodeChange, *, allow_local: bool
+    ) -> None:
+        if change.node_type is not None and change.node_type not in self._settings.node_types:
+            known = ", ".join(sorted(self._settings.node_types))
+            raise InvalidInputError("node_type", f"expected one of {known}, got {change.node_type!r}")
+        link = change.connection
+        if link.kind == "local":
+            if not allow_local:
+                raise InvalidInputError(
+                    "connection.kind",
+                    "local is the manager's own machine and is registered there only: nodectl register --local",
+                )
+            return
+        credentials = self._settings.configuration.ssh.credentials
+        if link.credential is not None and link.credential not in credentials:
+            known = ", ".join(sorted(credentials)) or "none configured"
+            raise InvalidInputError(
+                "connection.credential", f"expected one of ssh.credentials in config.json ({known})"
+            )
+        if self._settings.configuration.ssh.host_key_policy == "given" and not change.host_keys:
+            raise InvalidInputError("host_keys", "expected at least one key: ssh.host_key_policy is 'given'")
+        hop = link.jump_host
+        for _ in range(_JUMP_LIMIT):
+            if hop is None:
+                return
+            if hop == node_id:
+                raise InvalidInputError("connection.jump_host", f"{link.jump_host!r} leads back to {node_id!r}")
+            declared = connection.scalar(sa.select(tables.nodes.c.connection).where(tables.nodes.c.node_id == hop))
+            if declared is None:
+                raise InvalidInputError("connection.jump_host", f"node {hop!r} is not registered; register it first")
+            hop = declared["jump_host"]
+        raise InvalidInputError("connection.jump_host", f"expected at most {_JUMP_LIMIT} hops")
+
+    @staticmethod
+    def _nodes_behind(connection: sa.Connection, node_id: str) -> list[str]:
+        jump_host = tables.nodes.c.connection["jump_host"].as_string()
+        query = sa.select(tables.nodes.c.node_id).where(jump_host == node_id, tables.nodes.c.node_id != node_id)
+        return list(connection.scalars(query.order_by(tables.nodes.c.node_id).limit(6)))
+
+
+_NODE_QUERY = (
+    sa.select(
+        tables.nodes,
+        *(column for column in tables.node_states.c if column.name != "node_id"),
+        tables.node_facts.c.facts,
+        tables.node_facts.c.observed_at.label("facts_observed_at"),
+    )
+    .join(tables.node_states, tables.node_states.c.node_id == tables.nodes.c.node_id)
+    .join(tables.node_facts, tables.node_facts.c.node_id == tables.nodes.c.node_id, isouter=True)
+)
+
+
+def _select_one(connection: sa.Connection, node_id: str) -> Node | None:
+    row = connection.execute(_NODE_QUERY.where(tables.nodes.c.node_id == node_id)).one_or_none()
+    if row is None:
+        return None
+    keys = connection.execute(
+        sa.select(tables.host_keys.c.public_key, tables.host_keys.c.origin)
+        .where(tables.host_keys.c.node_id == node_id)
+        .order_by(tables.host_keys.c.public_key)
+    )
+    return _node_of_row(row, tuple((key, origin) for key, origin in keys))
+
+
+def _select_known(connection: sa.Connection, node_id: str) -> Node:
+    node = _select_one(connection, node_id)
+    if node is None:
+        raise NodeNotFoundError(node_id)
+    return node
+
+
+def _lock(connection: sa.Connection, node_id: str, if_generation: int | None) -> Node:
+    """Hold the node's row until the end of the transaction and check that it is the one the caller knows."""
+    # SQLite's transaction already holds the whole database; there, FOR UPDATE is left out by SQLAlchemy.
+    connection.execute(sa.select(tables.nodes.c.node_id).where(tables.nodes.c.node_id == node_id).with_for_update())
+    node = _select_known(connection, node_id)
+    if if_generation is not None and if_generation != node.generation:
+        raise StaleGenerationError(
+            f"node {node_id!r} is at generation {node.generation}, not {if_generation}; read it again and repeat",
+            node_id=node_id,
+            generation=node.generation,
+        )
+    return node
+
+
+def _node_of_row(row: sa.Row[Any], host_keys: tuple[tuple[str, str], ...] = ()) -> Node:
+    return Node(
+        node_id=row.node_id,
+        name=row.name,
+        address=row.address,
+        declared_type=row.node_type,
+        recognised_type=row.recognised_type,
+        labels=row.labels,
+        location={
+            "region": row.region,
+            "zone": row.zone,
+            "site": row.site,
+            "latitude": row.latitude,
+            "longitude": row.longitude,
+        },
+        connection=row.connection,
+        declared_capacity=row.capacity,
+        admin=Admin(row.admin),
+        generation=row.generation,
+        revision=row.revision,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        state=state_of_row(row),
+        facts=row.facts,
+        facts_observed_at=row.facts_observed_at,
+        host_keys=host_keys,
+    )
+
+
+def _declared_values(node_id: str, change: NodeChange) -> dict[str, Any]:
+    return {
+        "node_id": node_id,
+        "name": change.name or node_id,
+        "address": change.address,
+        "node_type": change.node_type,
+        "labels": dict(sorted(change.labels.items())),
+        **change.location.model_dump(),
+        "connection": change.connection.model_dump(),
+        "capacity": dict(sorted(change.capacity.items())),
+        # Left out, it stays as it is: a repeated registration must not end an operator's maintenance.
+        **({"admin": change.admin.value} if change.admin is not None else {}),
+    }
+
+
+def _same_or_conflict(node: Node, declaration: NodeDeclaration) -> Node:
+    wanted = _declared_values(declaration.node_id, declaration)
+    there = {
+        "node_id": node.node_id,
+        "name": node.name,
+        "address": node.address,
+        "node_type": node.declared_type,
+        "labels": node.labels,
+        **node.location,
+        "connection": node.connection,
+        "capacity": node.declared_capacity,
+        "admin": node.admin.value,
+    }
+    differing = sorted(key for key, value in wanted.items() if there[key] != value)
+    given = {key for key, origin in node.host_keys if origin == GIVEN}
+    if declaration.host_keys and set(declaration.host_keys) != given:
+        differing.append("host_keys")
+    if differing:
+        raise NodeExistsError(
+            f"node {node.node_id!r} is registered with another {', '.join(differing)}; PUT /nodes/{node.node_id} changes it",
+            node_id=node.node_id,
+            differing=differing,
+        )
+    return node
+
+
+def _write_labels(connection: sa.Connection, node_id: str, labels: dict[str, str]) -> None:
+    if labels:
+        connection.execute(
+            tables.node_labels.insert(),
+            [{"node_id": node_id, "key": key, "value": value} for key, value in labels.items()],
+        )
+
+
+def _pin_given_keys(connection: sa.Connection, node_id: str, keys: Sequence[str], at: datetime) -> None:
+    if keys:
+        connection.execute(
+            tables.host_keys.insert(),
+            [{"node_id": node_id, "public_key": key, "origin": GIVEN, "pinned_at": at} for key in sorted(set(keys))],
+        )
+        events.emit(
+            connection,
+            events.EventType.HOST_KEYS_PINNED,
+            node_id,
+            at,
+            {"origin": GIVEN, "host_keys": sorted(set(keys))},
+        )
+
+
+def _forget_keys(connection: sa.Connection, node_id: str) -> None:
+    connection.execute(tables.host_keys.delete().where(tables.host_keys.c.node_id == node_id))
+    connection.execute(
+        tables.node_states.update()
+        .where(tables.node_states.c.node_id == node_id)
+        .values(quarantined=False, revision=tables.node_states.c.revision + 1)
+    )
+
+
+def _event_data(values: dict[str, Any], generation: int) -> dict[str, Any]:
+    return {"node": {key: value for key, value in values.items() if key != "connection"}, "generation": generation}
+
+
+def _conditions(wanted: NodeFilter) -> list[sa.ColumnElement[bool]]:
+    nodes, states = tables.nodes.c, tables.node_states.c
+    found: list[sa.ColumnElement[bool]] = []
+    if wanted.status is not None:
+        in_maintenance = nodes.admin == Admin.MAINTENANCE.value
+        out = sa.or_(nodes.admin == Admin.OFFLINE.value, states.health == Health.UNREACHABLE.value)
+        match wanted.status:
+            case Status.MAINTENANCE:
+                found.append(in_maintenance)
+            case Status.OFFLINE:
+                found.append(sa.and_(sa.not_(in_maintenance), out))
+            case Status.ONLINE:
+                found.append(sa.and_(sa.not_(in_maintenance), sa.not_(out)))
+    if wanted.health is not None:
+        found.append(states.health == wanted.health.value)
+    if wanted.node_type is not None:
+        found.append(sa.func.coalesce(nodes.node_type, states.recognised_type) == wanted.node_type)
+    for column, value in ((nodes.zone, wanted.zone), (nodes.site, wanted.site), (nodes.region, wanted.region)):
+        if value is not None:
+            found.append(column == value)
+    for key, label in wanted.labels:
+        labels = tables.node_labels.alias()
+        match_label = sa.exists().where(labels.c.node_id == nodes.node_id, labels.c.key == key)
+        found.append(match_label if label is None else match_label.where(labels.c.value == label))
+    return found

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the operator configured: config.json, node_types.json and NODE_MANAGER_* variables, read once and frozen.
+
+Decides where the state directory is and which value wins (environment over file over default). Must not import anything
+of the service but node_types.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from node_manager.node_types import NodeType, NodeTypes, Thresholds
+
+ENVIRONMENT_PREFIX = "NODE_MANAGER_"
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_PACKAGED_DATA = Path(__file__).resolve().parent / "data"
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
+
+
+class SettingsError(Exception):
+    """The configuration can't be used; the text names the file, the key and what was expected."""
+
+
+class Section(BaseModel):
+    """One part of config.json: closed, frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(Section):
+    """The HTTP listener."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; change it only behind TLS and a firewall")
+    port: Port = Field(8080, description="TCP port to listen on")
+    max_body_bytes: int = Field(4_194_304, ge=1024, description="Largest request body; larger ones get 413")
+    max_wait_seconds: PositiveSeconds = Field(120, description="Upper bound of ?wait=")
+    shutdown_seconds: PositiveSeconds = Field(
+        10, description="How long a stop waits for open requests and running jobs"
+    )
+
+
+class StorageSettings(Section):
+    """Where the state is kept."""
+
+    url: str = Field(
+        "sqlite:///node-manager.db",
+        description="SQLAlchemy URL: sqlite:///FILE (relative to the state directory) or postgresql+psycopg://...",
+    )
+    busy_timeout_seconds: PositiveSeconds = Field(
+        5, description="How long a write waits for the store before the caller gets 503"
+    )
+    pool_size: int = Field(8, ge=1, le=100, description="Connections kept open per process")
+    history_days: int = Field(7, ge=1, description="How long one-minute history and events are kept")
+
+
+class MonitoringSettings(Section):
+    """How often nodes are looked at."""
+
+    gather_interval_seconds: PositiveSeconds = Field(60, description="Pause between two readings of a node's resources")
+    check_interval_seconds: PositiveSeconds = Field(300, description="Pause between two runs of a node's health checks")
+    sample_seconds: PositiveSeconds = Field(1.0, description="Interval over which CPU and network rates are measured")
+    stale_after_seconds: PositiveSeconds = Field(
+        180, description="Age from which a sample no longer makes a node schedulable"
+    )
+
+
+class HealthSettings(Section):
+    """When a silent node counts as lost."""
+
+    failures_before_unreachable: int = Field(
+        3, ge=1, description="Failed contacts in a row before a node is unreachable"
+    )
+    silence_before_unreachable_seconds: PositiveSeconds = Field(
+        10, description="Time without contact before a node is unreachable"
+    )
+    reprobe_seconds: PositiveSeconds = Field(2, description="Pause before a suspect node is tried again")
+    checks_timeout_seconds: PositiveSeconds = Field(20, description="Deadline for all health checks of one node")
+
+
+class AnsibleSettings(Section):
+    """How jobs are run."""
+
+    forks: int = Field(20, ge=1, le=500, description="Nodes that one job works on at once")
+    job_timeout_seconds: PositiveSeconds = Field(300, description="Deadline of one job; it is killed after that")
+    max_running_jobs: int = Field(2, ge=1, le=64, description="Jobs that run at once; each is one process")
+    max_queued_jobs: int = Field(1000, ge=1, description="Jobs that may wait; further ones get 503")
+    task_timeout_seconds: int = Field(60, ge=1, description="Deadline of one task on one node")
+    max_result_bytes: int = Field(1_048_576, ge=4096, description="Largest result of one task that is kept")
+    keep_jobs: int = Field(500, ge=1, description="Finished jobs whose record and log are kept")
+
+
+class Credential(Section):
+    """How to log in to nodes; nodes refer to it by name."""
+
+    private_key_file: Path = Field(description="SSH private key; relative paths start at the state directory")
+    user: str | None = Field(None, description="Login name where the node doesn't declare one")
+
+
+class SshSettings(Section):
+    """Defaults for reaching nodes."""
+
+    user: str = Field("root", description="Login name where neither node nor credential gives one")
+    connect_timeout_seconds: int = Field(5, ge=1, le=120, description="Limit for opening a connection")
+    keepalive_interval_seconds: int = Field(2, ge=1, description="Pause between two SSH keepalives")
+    keepalive_count: int = Field(2, ge=1, description="Keepalives that may be missed before the connection is given up")
+    host_key_policy: Literal["first_use", "given"] = Field(
+        "first_use", description="first_use pins the key seen first; given refuses nodes registered without a key"
+    )
+    default_credential: str | None = Field(None, description="Credential of nodes that name none")
+    credentials: dict[str, Credential] = Field(default_factory=dict, description="Credentials by name")
+
+
+class AuthSettings(Section):
+    """Who may call the API."""
+
+    enabled: bool = Field(True, description="Ask for a bearer token; switch off only behind an authenticating proxy")
+    cache_seconds: PositiveSeconds = Field(
+        2, description="How long a token, once read, is trusted without reading it again; a revoked one lives that long"
+    )
+
+
+class LoggingSettings(Section):
+    """What the service writes about itself."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least important level written")
+    format: Literal["console", "json"] = Field("console", description="For people or for log collectors")
+
+
+class Configuration(Section):
+    """All of config.json."""
+
+    schema_: str | None = Field(None, alias="$schema", description="Where editors find the JSON Schema of this file")
+    server: ServerSettings = Field(default_factory=ServerSettings, description=ServerSettings.__doc__)
+    storage: StorageSettings = Field(default_factory=StorageSettings, description=StorageSettings.__doc__)
+    monitoring: MonitoringSettings = Field(default_factory=MonitoringSettings, description=MonitoringSettings.__doc__)
+    thresholds: Thresholds = Field(
+        default_factory=Thresholds, description="Limits for types that set none of their own, by what they watch"
+    )
+    health: HealthSettings = Field(default_factory=HealthSettings, description=HealthSettings.__doc__)
+    ansible: AnsibleSettings = Field(default_factory=AnsibleSettings, description=AnsibleSettings.__doc__)
+    ssh: SshSettings = Field(default_factory=SshSettings, description=SshSettings.__doc__)
+    auth: AuthSettings = Field(default_factory=AuthSettings, description=AuthSettings.__doc__)
+    logging: LoggingSettings = Field(default_factory=LoggingSettings, description=LoggingSettings.__doc__)
+    node_types_file: Path = Field(
+        Path("node_types.json"), description="The node types; relative paths start at the folder of config.json"
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The configuration in force, with its paths resolved."""
+
+    home: Path
+    config_file: Path
+    configuration: Configuration
+    node_types: Mapping[str, NodeType]
+
+    @property
+    def server(self) -> ServerSettings:
+        """Give the HTTP listener's section."""
+        return self.configuration.server
+
+    @property
+    def storage_url(self) -> str:
+        """Give the store's URL with a relative SQLite path made absolute under the state directory."""
+        prefix = "sqlite:///"
+        url = self.configuration.storage.url
+        if url.startswith(prefix) and not url.startswith(prefix + "/"):
+            return prefix + str(self.home / url.removeprefix(prefix))
+        return url
+
+    def thresholds_of(self, node_type: str | None) -> dict[str, dict[str, float]]:
+        """Merge the thresholds of *node_type* over the general ones."""
+        merged = self.configuration.thresholds.as_limits()
+        if node_type is not None and node_type in self.node_types:
+            merged.update(self.node_types[node_type].thresholds.as_limits())
+        return merged
+
+    def credential_of(self, name: str | None) -> Credential | None:
+        """Look up a credential by name, the default one for no name; None where nothing is configured."""
+        wanted = name or self.configuration.ssh.default_credential
+        credential = self.configuration.ssh.credentials.get(wanted) if wanted else None
+        if credential is None:
+            return None
+        key = credential.private_key_file.expanduser()
+        return credential.model_copy(update={"private_key_file": key if key.is_absolute() else self.home / key})
+
+
+def load_settings(environ: Mapping[str, str] | None = None, config_file: Path | None = None) -> Settings:
+    """Read the configuration.
+
+    Shapes: *config_file* wins over NODE_MANAGER_CONFIG, which wins over config.json of the checkout, then of the package.
+    Errors: SettingsError with one line that names file (or variable), key and what was expected.
+    """
+    environ = os.environ if environ is None else environ
+    path = config_file or Path(environ.get("NODE_MANAGER_CONFIG") or _default_config_file())
+    raw = _read_json(path)
+    overridden = _apply_environment(raw, environ)
+    try:
+        configuration = Configuration.model_validate(raw)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, path, overridden)) from None
+    types_path = path.parent / configuration.node_types_file
+    try:
+        node_types = NodeTypes.model_validate(_read_json(types_path)).node_types
+    except ValidationError as error:
+        raise SettingsError(_explain(error, types_path, {})) from None
+    _check_references(configuration, path)
+    return Settings(home_directory(environ), path, configuration, node_types)
+
+
+def home_directory(environ: Mapping[str, str] | None = None) -> Path:
+    """Tell where the state directory is: NODE_MANAGER_HOME, var/ of the checkout, or the user's state folder."""
+    environ = os.environ if environ is None else environ
+    if home := environ.get("NODE_MANAGER_HOME"):
+        return Path(home).expanduser().absolute()
+    if (_CHECKOUT / "galaxy.yml").exists():
+        return _CHECKOUT / "var"
+    state = Path(environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+    return state / "node-manager"
+
+
+def _default_config_file() -> Path:
+    checkout = _CHECKOUT / "config.json"
+    return checkout if checkout.exists() else _PACKAGED_DATA / "config.json"
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(
+            f"{path}: no such file; set NODE_MANAGER_CONFIG to your config.json or restore the one shipped"
+        ) from None
+    except OSError as error:
+        raise SettingsError(f"{path}: can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingsError(f"{path}: not valid JSON: {error}") from None
+
+
+def _apply_environment(raw: Any, environ: Mapping[str, str]) -> dict[str, str]:
+    """Lay NODE_MANAGER_SECTION__KEY over the file's values; give the variable of each key so set."""
+    overridden: dict[str, str] = {}
+    if not isinstance(raw, dict):
+        return overridden
+    for name, text in environ.items():
+        if not name.startswith(ENVIRONMENT_PREFIX) or "__" not in name:
+            continue
+        keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        place = raw
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise SettingsError(f"{name}: {key} is not a section; the form is NODE_MANAGER_<SECTION>__<KEY>")
+        place[keys[-1]] = _parse_value(text)
+        overridden[".".join(keys)] = name
+    return overridden
+
+
+def _parse_value(text: str) -> Any:
+    """Read numbers, booleans, null, lists and objects as JSON; anything else is the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _explain(error: ValidationError, path: Path, overridden: Mapping[str, str]) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"]) or "(the whole file)"
+    source = overridden.get(key)
+    where = f"{source} ({key})" if source else f"{path}: {key}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key; see docs/configuration.md for the keys there are{more}"
+    if first["type"] == "missing":
+        return f"{where}: is missing{more}"
+    shown = json.dumps(first["input"], default=str)[:80]
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}, got {shown}{more}"
+
+
+def _check_references(configuration: Configuration, path: Path) -> None:
+    default = configuration.ssh.default_credential
+    if default is not None and default not in configuration.ssh.credentials:
+        known = ", ".join(sorted(configuration.ssh.credentials)) or "none"
+        raise SettingsError(
+            f"{path}: ssh.default_credential: expected one of ssh.credentials ({known}), got {default!r}"
+        )

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Connections and transactions on SQLite and PostgreSQL.
+
+Touches the database and nothing else: a read sees one committed state, a write is one transaction that either lands
+whole or raises. Imports no other part of the service.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from node_manager.store import migrate
+
+
+class StoreUnavailableError(Exception):
+    """The store can't answer now (locked, full, restarting); nothing was written and a retry may succeed."""
+
+    retry_after_seconds = 2
+
+
+class Store:
+    """One database, opened."""
+
+    def __init__(self, engine: sa.Engine, busy_timeout_seconds: float) -> None:
+        self._engine = engine
+        self._reader = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._busy_timeout_seconds = busy_timeout_seconds
+        # SQLite lets one writer in and others poll with growing pauses; threads of one process queue here instead.
+        self._write_lock = threading.Lock() if engine.dialect.name == "sqlite" else None
+
+    @property
+    def dialect(self) -> str:
+        """Name the engine: sqlite or postgresql."""
+        return self._engine.dialect.name
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """Give a connection for reading.
+
+        Errors: StoreUnavailableError.
+        """
+        with _unavailable_translated(), self._reader.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """Give a connection whose statements commit together at the end, or not at all.
+
+        Errors: StoreUnavailableError; anything raised inside rolls back and passes through.
+        """
+        if self._write_lock is not None and not self._write_lock.acquire(timeout=self._busy_timeout_seconds):
+            raise StoreUnavailableError("the store is busy with other writes")
+        try:
+            with _unavailable_translated(), self._engine.begin() as connection:
+                yield connection
+        finally:
+            if self._write_lock is not None:
+                self._write_lock.release()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def open_store(url: str, busy_timeout_seconds: float = 5, pool_size: int = 8) -> Store:
+    """Open the store at *url* and bring its tables up to date.
+
+    Errors: StoreUnavailableError if the database can't be reached.
+    """
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        engine = _sqlite_engine(parsed, busy_timeout_seconds, pool_size)
+    else:
+        engine = sa.create_engine(
+            parsed,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=busy_timeout_seconds,
+            pool_pre_ping=True,
+            connect_args={
+                "connect_timeout": max(2, int(busy_timeout_seconds)),
+                "options": f"-c lock_timeout={int(busy_timeout_seconds * 1000)}",
+            },
+        )
+    with _unavailable_translated():
+        migrate.upgrade(engine)
+    return Store(engine, busy_timeout_seconds)
+
+
+def _sqlite_engine(url: sa.URL, busy_timeout_seconds: float, pool_size: int) -> sa.Engine:
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = sa.create_engine(
+        url,
+        poolclass=sa.QueuePool,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=busy_timeout_seconds,
+        connect_args={"timeout": busy_timeout_seconds, "check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: sqlite3.Connection, _record: Any) -> None:
+        # The driver must not open transactions by itself: BEGIN IMMEDIATE below takes the write lock at the start, so that
+        # a transaction never fails half-way for want of it.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+@contextmanager
+def _unavailable_translated() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise StoreUnavailableError(str(error.orig)) from error
+    except PoolTimeoutError as error:
+        raise StoreUnavailableError("all connections to the store are in use") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise StoreUnavailableError(str(error.orig)) from error
+        raise

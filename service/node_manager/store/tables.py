@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The tables, as SQLAlchemy Core describes them.
+
+Declared (nodes, node_labels, host_keys of origin "given") and observed (node_states, node_facts, node_samples, node_reports)
+never share a column. A change here needs a migration beside it; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC datetimes, kept as microseconds since 1970: the same bits and order on every engine."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        """Turn a datetime into microseconds; a naive one is a bug and raises."""
+        return None if value is None else (value - _EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """Turn microseconds into a datetime."""
+        return None if value is None else _EPOCH + value * _MICROSECOND
+
+
+# SQLite numbers rows by itself only for INTEGER PRIMARY KEY.
+_Sequence = BigInteger().with_variant(Integer, "sqlite")
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _node_id_column(*, primary_key: bool = False) -> Column[str]:
+    return Column(
+        "node_id",
+        String(253),
+        ForeignKey("nodes.node_id", ondelete="CASCADE"),
+        primary_key=primary_key,
+        nullable=False,
+    )
+
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("node_id", String(253), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("address", String(253), nullable=False),
+    Column("node_type", String(63)),
+    Column("labels", JSON, nullable=False),
+    Column("region", Text),
+    Column("zone", Text, index=True),
+    Column("site", Text, index=True),
+    Column("latitude", Float),
+    Column("longitude", Float),
+    Column("connection", JSON, nullable=False),
+    Column("capacity", JSON, nullable=False),
+    Column("admin", String(16), nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+)
+
+node_labels = Table(
+    "node_labels",
+    metadata,
+    _node_id_column(primary_key=True),
+    Column("key", String(63), primary_key=True),
+    Column("value", String(255), nullable=False),
+    Index("ix_node_labels_key_value", "key", "value"),
+)
+
+host_keys = Table(
+    "host_keys",
+    metadata,
+    _node_id_column(primary_key=True),
+    Column("public_key", Text, primary_key=True),
+    Column("origin", String(16), nullable=False),
+    Column("pinned_at", UtcDateTime, nullable=False),
+)
+
+node_states = Table(
+    "node_states",
+    metadata,
+    _node_id_column(primary_key=True),
+    Column("health", String(16), nullable=False, index=True),
+    Column("health_since", UtcDateTime, nullable=False),
+    Column("health_cause", Text, nullable=False),
+    Column("recognised_type", String(63)),
+    Column("last_contact_at", UtcDateTime),
+    Column("last_attempt_at", UtcDateTime),
+    Column("failures", Integer, nullable=False),
+    Column("conditions", JSON, nullable=False),
+    Column("quarantined", Boolean, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+)
+
+
+def _newest(name: str, document: str) -> Table:
+    return Table(
+        name,
+        metadata,
+        _node_id_column(primary_key=True),
+        Column("observed_at", UtcDateTime, nullable=False),
+        Column("source", String(64), nullable=False),
+        Column(document, JSON, nullable=False),
+    )
+
+
+node_facts = _newest("node_facts", "facts")
+node_samples = _newest("node_samples", "sample")
+node_reports = _newest("node_reports", "report")
+
+sample_history = Table(
+    "sample_history",
+    metadata,
+    _node_id_column(primary_key=True),
+    Column("minute", BigInteger, primary_key=True),
+    Column("samples", Integer, nullable=False),
+    Column("cpu_percent_sum", Float, nullable=False),
+    Column("cpu_percent_max", Float, nullable=False),
+    Column("memory_percent_sum", Float, nullable=False),
+    Column("memory_percent_max", Float, nullable=False),
+    Column("disk_percent_max", Float, nullable=False),
+    Column("received_bytes_per_second_sum", Float, nullable=False),
+    Column("transmitted_bytes_per_second_sum", Float, nullable=False),
+)
+
+allocations = Table(
+    "allocations",
+    metadata,
+    Column("allocation_id", String(64), primary_key=True),
+    Column("node_id", String(253), ForeignKey("nodes.node_id"), nullable=False, index=True),
+    Column("owner", String(253), nullable=False, index=True),
+    Column("deployment_id", String(253), index=True),
+    Column("resources", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    Column("event_id", String(36), nullable=False, unique=True),
+    Column("topic", String(64), nullable=False),
+    Column("type", String(64), nullable=False),
+    # No foreign key: the event that a node was deregistered outlives the node.
+    Column("node_id", String(253), nullable=False),
+    Column("occurred_at", UtcDateTime, nullable=False),
+    Column("data", JSON, nullable=False),
+    Index("ix_outbox_node_id_sequence", "node_id", "sequence"),
+    sqlite_autoincrement=True,
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("job_id", String(36), primary_key=True),
+    Column("action", String(16), nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("requested_by", String(64), nullable=False),
+    Column("message", Text),
+    Column("created_at", UtcDateTime, nullable=False, index=True),
+    Column("started_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+)
+
+job_nodes = Table(
+    "job_nodes",
+    metadata,
+    Column("job_id", String(36), ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True),
+    # No foreign key: a job's record outlives the node.
+    Column("node_id", String(253), primary_key=True),
+    Column("result", String(16), nullable=False),
+    Column("message", Text),
+    Index("ix_job_nodes_node_id", "node_id"),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("token_id", String(36), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("role", String(16), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("revoked_at", UtcDateTime),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("role", String(16)),
+    Column("action", String(255), nullable=False),
+    Column("outcome", Integer, nullable=False),
+    Column("request_id", String(64), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("holder", String(64), nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+)
