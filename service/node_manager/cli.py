@@ -1,2 +1,354 @@
-def main():
-    print("hi")
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""nodectl: the manager's command line.
+
+Works on the local store, whether the service runs or not; with NODE_MANAGER_URL set, over HTTP instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+import typer
+import uvicorn
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import Progress
+
+from node_manager import __version__, resource_monitor, screen
+from node_manager.access import Tokens
+from node_manager.api.parts import Parts
+from node_manager.client import HttpManager, LocalManager, Manager, UnreachableManagerError, read_token
+from node_manager.declarations import Connection, NodeDeclaration
+from node_manager.domain import Health, JobAction, Role, Status
+from node_manager.logs import configure_logging
+from node_manager.main import connect, create_app
+from node_manager.node_registry import NodeRegistry
+from node_manager.problems import ProblemError
+from node_manager.settings import Settings, SettingsError, load_settings
+from node_manager.shapes import Sample
+from node_manager.store import Store, StoreUnavailableError
+from node_manager.views import render_health, render_time
+
+LOCAL_NODE_ID = "local"
+_FIRST_LOOK_SECONDS = 90.0
+
+app = typer.Typer(
+    name="nodectl",
+    help="Looks after the nodes of a distributed IoT platform.",
+    epilog="Exit codes: 0 done, 1 refused (the message says why), 2 wrong usage or configuration, "
+    "3 store or service can't be reached, 4 some of many failed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+token_app = typer.Typer(help="Make, list and revoke bearer tokens.", no_args_is_help=True)
+app.add_typer(token_app, name="token")
+
+
+class Output(StrEnum):
+    """How results are written."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="table for people, json for scripts")]
+
+
+class ExitCode:
+    """What the exit status tells."""
+
+    REFUSED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    PARTLY = 4
+
+
+def main() -> None:
+    """Run nodectl; every foreseeable failure is one line and an exit code."""
+    try:
+        app()
+    except SettingsError as error:
+        _fail(str(error), ExitCode.USAGE)
+    except ProblemError as error:
+        _fail(f"{error.detail} ({error.code})", ExitCode.REFUSED)
+    except (StoreUnavailableError, UnreachableManagerError) as error:
+        _fail(str(error), ExitCode.UNREACHABLE)
+
+
+@app.command()
+def serve(
+    local: Annotated[bool, typer.Option("--local", help="Register this machine as the first node")] = False,
+) -> None:
+    """Run the service until Ctrl-C."""
+    settings = load_settings()
+    configure_logging(settings.configuration.logging)
+    _check_port_is_free(settings)
+    store = connect(settings)
+    token_file = Tokens(store).ensure_admin(settings.home)
+    if local:
+        _register_local(store, settings)
+    console = Console()
+
+    def on_started(parts: Parts) -> None:
+        threading.Thread(
+            target=_show_start, args=(console, parts, token_file, local), name="start-screen", daemon=True
+        ).start()
+
+    config = uvicorn.Config(
+        create_app(settings, store, on_started=on_started),
+        host=settings.server.host,
+        port=settings.server.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=int(settings.server.shutdown_seconds),
+    )
+    try:
+        uvicorn.Server(config).run()
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+    finally:
+        store.close()
+
+
+@app.command()
+def nodes(
+    status: Annotated[Status | None, typer.Option(help="Only of this status")] = None,
+    health: Annotated[Health | None, typer.Option(help="Only of this health")] = None,
+    node_type: Annotated[str | None, typer.Option("--type", help="Only of this type")] = None,
+    zone: Annotated[str | None, typer.Option(help="Only in this zone")] = None,
+    site: Annotated[str | None, typer.Option(help="Only at this site")] = None,
+    region: Annotated[str | None, typer.Option(help="Only in this region")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="key=value, or key for any value")] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List nodes."""
+    wanted = {
+        "status": status,
+        "health": health,
+        "type": node_type,
+        "zone": zone,
+        "site": site,
+        "region": region,
+        "label": label,
+    }
+    with _manager() as manager:
+        found = list(manager.nodes(wanted))
+    if output is Output.JSON:
+        _write_json(found)
+    elif found:
+        Console().print(screen.nodes_table(found))
+    else:
+        _note("No nodes. 'nodectl register --local' registers this machine, 'nodectl apply -f nodes.yml' many.")
+
+
+@app.command()
+def apply(
+    file: Annotated[Path, typer.Option("--file", "-f", help="YAML or JSON: a list of nodes, or {nodes: [...]}")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Register the nodes of a file; those that are there already stay as they are."""
+    declarations = _read_declarations(file)
+    results: list[dict[str, Any]] = []
+    with _manager() as manager, Progress(console=Console(stderr=True), transient=True) as progress:
+        for declaration in progress.track(declarations, description="Registering"):
+            results.append(_apply_one(manager, declaration))
+    failed = [result for result in results if result["result"] == "refused"]
+    if output is Output.JSON:
+        _write_json(results)
+    else:
+        counts = {word: sum(item["result"] == word for item in results) for word in ("created", "unchanged", "refused")}
+        typer.echo(", ".join(f"{count} {word}" for word, count in counts.items()))
+        for result in failed:
+            _note(f"{result['node_id']}: {result['message']}")
+    if failed:
+        raise typer.Exit(ExitCode.PARTLY)
+
+
+@app.command()
+def register(
+    local: Annotated[bool, typer.Option("--local", help="This machine, reached without SSH")] = False,
+) -> None:
+    """Register this machine as the node 'local'."""
+    if not local:
+        _fail(
+            "say --local; other nodes are registered with 'nodectl apply -f nodes.yml' or POST /nodes", ExitCode.USAGE
+        )
+    settings = load_settings()
+    store = connect(settings)
+    try:
+        created = _register_local(store, settings)
+    finally:
+        store.close()
+    typer.echo(f"{LOCAL_NODE_ID} {'registered' if created else 'was registered already'}")
+
+
+@app.command()
+def version() -> None:
+    """Show the version."""
+    typer.echo(__version__)
+
+
+@token_app.command("create")
+def token_create(
+    name: Annotated[str, typer.Argument(help="Who will use it", metavar="NAME")],
+    role: Annotated[Role, typer.Option(help="What it allows")] = Role.VIEWER,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Make a token and print it, this once."""
+    with _local_store() as (store, _settings):
+        text, record = Tokens(store).create(name[:64], role)
+    if output is Output.JSON:
+        _write_json({"token": text, "token_id": record.token_id, "name": record.name, "role": record.role.value})
+    else:
+        typer.echo(text)
+        _note(f"Shown this once. Role {role.value}, id {record.token_id}.")
+
+
+@token_app.command("list")
+def token_list(output: OutputOption = Output.TABLE) -> None:
+    """List tokens by name and role; the tokens themselves are not stored."""
+    with _local_store() as (store, _settings):
+        records = Tokens(store).records()
+    if output is Output.JSON:
+        _write_json(
+            [
+                {
+                    "token_id": record.token_id,
+                    "name": record.name,
+                    "role": record.role.value,
+                    "created_at": render_time(record.created_at),
+                    "revoked_at": render_time(record.revoked_at),
+                }
+                for record in records
+            ]
+        )
+    else:
+        Console().print(screen.tokens_table(records))
+
+
+@token_app.command("revoke")
+def token_revoke(token_id: Annotated[str, typer.Argument(help="From 'nodectl token list'", metavar="ID")]) -> None:
+    """End a token."""
+    with _local_store() as (store, _settings):
+        Tokens(store).revoke(token_id)
+    typer.echo(f"{token_id} revoked")
+
+
+@contextmanager
+def _local_store() -> Iterator[tuple[Store, Settings]]:
+    settings = load_settings()
+    store = connect(settings)
+    try:
+        yield store, settings
+    finally:
+        store.close()
+
+
+@contextmanager
+def _manager() -> Iterator[Manager]:
+    if url := os.environ.get("NODE_MANAGER_URL"):
+        yield HttpManager(url, read_token(os.environ, load_settings().home))
+        return
+    with _local_store() as (store, settings):
+        yield LocalManager(store, settings)
+
+
+def _register_local(store: Store, settings: Settings) -> bool:
+    """Register this machine; one that was registered and then changed by somebody stays as it is."""
+    registry = NodeRegistry(store, settings)
+    if registry.existing([LOCAL_NODE_ID]):
+        return False
+    declaration = NodeDeclaration(
+        node_id=LOCAL_NODE_ID, name=socket.gethostname()[:255], address="127.0.0.1", connection=Connection(kind="local")
+    )
+    return registry.register(declaration, allow_local=True)[1]
+
+
+def _show_start(console: Console, parts: Parts, token_file: Path, local: bool) -> None:
+    server = parts.settings.server
+    url = f"http://{server.host}:{server.port}"
+    health = use = message = None
+    if local:
+        console.print("Looking at this machine ...", style="dim")
+        try:
+            job = parts.jobs.submit(JobAction.REGISTER, [LOCAL_NODE_ID], "first start")
+            parts.jobs.future(job.job_id).result(_FIRST_LOOK_SECONDS)
+            node = parts.registry.get(LOCAL_NODE_ID)
+            report = resource_monitor.newest_report(parts.store, LOCAL_NODE_ID)
+            health = render_health(node, report, parts.settings, parts.clock())
+            sample = resource_monitor.newest_sample(parts.store, LOCAL_NODE_ID)
+            if sample is not None:
+                parsed = Sample.model_validate(sample.data)
+                use = resource_monitor.summarise(parsed)
+                message = parsed.containers.message if parsed.containers else None
+        except (ProblemError, StoreUnavailableError, FutureTimeoutError) as error:
+            structlog.get_logger().error("the first look at this machine failed", reason=str(error) or "timed out")
+    console.print(screen.start_screen(url, token_file, health, use, message))
+
+
+def _check_port_is_free(settings: Settings) -> None:
+    host, port = settings.server.host, settings.server.port
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise SettingsError(
+                f"{host}:{port} can't be listened on ({error.strerror}); stop what holds it, or choose another port: "
+                "NODE_MANAGER_SERVER__PORT=9090"
+            ) from None
+
+
+def _read_declarations(file: Path) -> list[NodeDeclaration]:
+    try:
+        data = yaml.safe_load(file.read_text("utf-8"))
+    except OSError as error:
+        _fail(f"{file}: {error.strerror}", ExitCode.USAGE)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        _fail(f"{file}: not valid YAML: {error}", ExitCode.USAGE)
+    items = data.get("nodes") if isinstance(data, dict) else data
+    if not isinstance(items, list):
+        _fail(f"{file}: expected a list of nodes, or a mapping with the key 'nodes'", ExitCode.USAGE)
+    declarations = []
+    for index, item in enumerate(items):
+        try:
+            declarations.append(NodeDeclaration.model_validate(item))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            name = item.get("node_id") if isinstance(item, dict) else None
+            _fail(f"{file}: node {index + 1} ({name}): {place}: {first['msg']}; nothing was registered", ExitCode.USAGE)
+    return declarations
+
+
+def _apply_one(manager: Manager, declaration: NodeDeclaration) -> dict[str, Any]:
+    try:
+        _, created = manager.register(declaration)
+    except ProblemError as error:
+        return {"node_id": declaration.node_id, "result": "refused", "code": error.code, "message": error.detail}
+    return {"node_id": declaration.node_id, "result": "created" if created else "unchanged"}
+
+
+def _write_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _note(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _fail(message: str, code: int) -> Any:
+    typer.echo(f"nodectl: {message}", err=True)
+    sys.exit(code)

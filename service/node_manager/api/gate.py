@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What every request passes before any endpoint: its id, the body limit, and the audit of writes.
+
+Plain ASGI: a middleware class of the framework would put each request into a task of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+import structlog
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from node_manager.access import AuditEntry, Identity, append_audit
+from node_manager.api.errors import problem_response
+from node_manager.node_registry import Clock
+from node_manager.store import Store, StoreUnavailableError
+
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_log = structlog.get_logger()
+
+
+class Gate:
+    """The outermost layer of the application."""
+
+    def __init__(self, app: ASGIApp, store: Store, max_body_bytes: int, clock: Clock) -> None:
+        self._app = app
+        self._store = store
+        self._max_body_bytes = max_body_bytes
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            length = headers.get("content-length", "")
+            if length.isdigit() and int(length) > self._max_body_bytes:
+                response = problem_response(413, "body_too_large", self._too_large())
+                await response(scope, receive, send_with_id)
+            else:
+                await self._app(scope, self._limited(receive), send_with_id)
+            if scope["method"] not in _READING:
+                await self._audit(scope, status, request_id)
+
+    def _limited(self, receive: Receive) -> Receive:
+        left = self._max_body_bytes
+
+        async def receive_limited() -> Message:
+            nonlocal left
+            message = await receive()
+            if message["type"] == "http.request":
+                left -= len(message.get("body", b""))
+                if left < 0:
+                    raise HTTPException(413, self._too_large())
+            return message
+
+        return receive_limited
+
+    def _too_large(self) -> str:
+        return f"the body is larger than server.max_body_bytes ({self._max_body_bytes}); send it in parts"
+
+    async def _audit(self, scope: Scope, status: int, request_id: str) -> None:
+        identity: Identity | None = scope.get("identity")
+        if identity is None:
+            # Nobody that we know: the log takes it, so that strangers can't fill the audit.
+            _log.warning("refused", method=scope["method"], path=scope["path"][:200], status=status)
+            return
+        entry = AuditEntry(identity.name, identity.role, f"{scope['method']} {scope['path']}", status, request_id)
+        try:
+            await run_in_threadpool(append_audit, self._store, entry, self._clock())
+        except StoreUnavailableError as error:
+            _log.error("audit entry not stored", reason=str(error), entry=str(entry))

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the API takes in and gives out, beside the declarations and the shapes of observations.
+
+Input models refuse unknown keys; output models have no defaults: what is promised is always there.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+from node_manager.declarations import Connection, Location, NodeId
+from node_manager.domain import Admin, Health, JobAction, JobState, NodeResult, ObservationKind, Status
+from node_manager.shapes import Application, ConditionShape, Facts, Report, Sample
+
+
+class Input(BaseModel):
+    """A body that somebody sends."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Output(BaseModel):
+    """A body that the API answers with."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class NodeOut(Output):
+    """A node: what was declared, and the verdict on it."""
+
+    node_id: str = Field(examples=["gw-7"])
+    name: str
+    address: str = Field(examples=["192.0.2.7"])
+    node_type: str | None
+    node_type_source: str | None
+    labels: dict[str, str]
+    location: Location
+    connection: Connection
+    capacity: dict[str, int]
+    declared_capacity: dict[str, int]
+    admin: Admin
+    health: Health
+    status: Status
+    schedulable: bool
+    quarantined: bool
+    last_contact_at: AwareDatetime | None
+    generation: int
+    created_at: AwareDatetime
+    updated_at: AwareDatetime
+
+
+class HostKeyOut(Output):
+    """One pinned host key."""
+
+    public_key: str
+    origin: str
+
+
+class NodeDetailOut(NodeOut):
+    """A node with its conditions, facts, applications and host keys."""
+
+    health_since: AwareDatetime
+    health_cause: str
+    conditions: list[ConditionShape]
+    facts: Facts | None
+    facts_observed_at: AwareDatetime | None
+    applications: list[Application]
+    host_keys: list[HostKeyOut]
+
+
+class NodePageOut(Output):
+    """One page of nodes."""
+
+    items: list[NodeOut]
+    next_cursor: str | None
+
+
+class HealthOut(Output):
+    """The verdict on a node and the checks behind it."""
+
+    node_id: str
+    admin: Admin
+    health: Health
+    health_since: AwareDatetime
+    health_cause: str
+    status: Status
+    schedulable: bool
+    quarantined: bool
+    failures: int
+    last_contact_at: AwareDatetime | None
+    last_attempt_at: AwareDatetime | None
+    conditions: list[ConditionShape]
+    report: Report | None
+    observed_at: AwareDatetime | None
+    source: str | None
+    age_seconds: float | None
+
+
+class UtilizationNumbers(Output):
+    """A sample in a handful of numbers."""
+
+    cpu_percent: float | None
+    memory_percent: float | None
+    swap_percent: float | None
+    disk_percent: float | None
+    disk_fullest_mount: str | None
+    load_1m: float | None
+    cpu_pressure_avg60_percent: float | None
+    received_bytes_per_second: float | None
+    transmitted_bytes_per_second: float | None
+    temperature_celsius: float | None
+    containers_running: int | None
+
+
+class MinuteOut(Output):
+    """The samples of one minute together."""
+
+    start: AwareDatetime
+    samples: int
+    cpu_percent_average: float
+    cpu_percent_maximum: float
+    memory_percent_average: float
+    memory_percent_maximum: float
+    disk_percent_maximum: float
+    received_bytes_per_second_average: float
+    transmitted_bytes_per_second_average: float
+
+
+class UtilizationOut(Output):
+    """The use of a node's resources."""
+
+    node_id: str
+    observed_at: AwareDatetime
+    source: str
+    age_seconds: float
+    utilization: UtilizationNumbers
+    sample: Sample
+    history: list[MinuteOut] | None
+
+
+class AllocationOut(Output):
+    """Resources reserved on a node."""
+
+    allocation_id: str
+    owner: str
+    deployment_id: str | None
+    resources: dict[str, int]
+    created_at: AwareDatetime
+
+
+class ResourcesOut(Output):
+    """A node's books, each by resource class."""
+
+    node_id: str
+    capacity: dict[str, int]
+    reserved: dict[str, int]
+    effective: dict[str, int]
+    allocated: dict[str, int]
+    available: dict[str, int]
+    allocations: list[AllocationOut]
+
+
+class StatusIn(Input):
+    """What an operator says about a node."""
+
+    status: Annotated[Admin, BeforeValidator(lambda value: _settable(value))] = Field(
+        description="active, cordoned, maintenance or offline", examples=["maintenance"]
+    )
+    reason: str = Field("", max_length=255, description="Why, for the record")
+
+
+class EventOut(Output):
+    """Something that happened to a node."""
+
+    sequence: int
+    event_id: str
+    type: str
+    node_id: str
+    occurred_at: AwareDatetime
+    data: dict[str, Any]
+
+
+class EventPageOut(Output):
+    """One page of events, newest first."""
+
+    items: list[EventOut]
+    next_cursor: str | None
+
+
+class JobIn(Input):
+    """Work to be run through Ansible on some nodes."""
+
+    action: JobAction = Field(examples=["check"])
+    node_ids: list[NodeId] = Field(min_length=1, max_length=1000, examples=[["gw-7"]])
+
+
+class JobNodeOut(Output):
+    """How a job went for one node."""
+
+    node_id: str
+    result: NodeResult | None
+    message: str | None
+
+
+class JobOut(Output):
+    """A job."""
+
+    job_id: str
+    action: JobAction
+    state: JobState
+    requested_by: str
+    message: str | None
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None
+    ended_at: AwareDatetime | None
+    nodes: list[JobNodeOut]
+
+
+class JobPageOut(Output):
+    """One page of jobs, newest first."""
+
+    items: list[JobOut]
+    next_cursor: str | None
+
+
+class ObservationIn(Input):
+    """One thing seen on one node; docs/observations.md has the data of each kind."""
+
+    node_id: str = Field(max_length=253, examples=["gw-7"])
+    observed_at: AwareDatetime
+    source: str = Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9:._-]*$", examples=["ansible"])
+    kind: ObservationKind
+    data: dict[str, Any] = Field(
+        examples=[{"reached": False, "reason": "ConnectionRefused", "message": "port 22: Connection refused"}]
+    )
+
+
+class ObservationsIn(Input):
+    """A batch of observations, taken in one transaction."""
+
+    observations: list[ObservationIn] = Field(min_length=1, max_length=2000)
+
+
+class RejectionOut(Output):
+    """One observation that was not taken."""
+
+    index: int
+    node_id: str
+    code: str
+    message: str
+
+
+class OutcomeOut(Output):
+    """What became of a batch."""
+
+    recorded: int
+    late: int
+    rejected: list[RejectionOut]
+
+
+def _settable(value: Any) -> Any:
+    settable = [admin for admin in Admin if admin is not Admin.DRAINING]
+    if value not in settable:
+        raise ValueError(f"expected one of {', '.join(settable)}")
+    return value

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is seen on nodes, over HTTP: resources, utilization, health, checks, and the door for observations."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Annotated, Any
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Query, Response
+from starlette.concurrency import run_in_threadpool
+
+from node_manager import resource_monitor
+from node_manager.access import Identity
+from node_manager.api.errors import responses
+from node_manager.api.jobs import render_job
+from node_manager.api.parts import (
+    MaxAge,
+    NodeIdPath,
+    Parts,
+    PartsDependency,
+    Wait,
+    job_headers,
+    json_response,
+    not_looked_at,
+    wait_for,
+)
+from node_manager.api.schemas import HealthOut, JobOut, ObservationsIn, OutcomeOut, ResourcesOut, UtilizationOut
+from node_manager.api.security import Observer, Operator, Viewer
+from node_manager.domain import JobAction, Role
+from node_manager.observations import Observation
+from node_manager.resource_allocator import account, capacity_of
+from node_manager.resource_monitor import Observed
+from node_manager.store import tables
+from node_manager.views import render_health, render_resources, render_time, render_utilization
+
+router = APIRouter(tags=["watching"])
+_WAIT_FOR_FRESH_SECONDS = 60.0
+
+
+@router.get("/nodes/{node_id}/resources", response_model=ResourcesOut, responses=responses(404, 422))
+def read_resources(parts: PartsDependency, _identity: Viewer, node_id: NodeIdPath) -> Response:
+    """Read what a node has, what of it is reserved, allocated and available."""
+    node = parts.registry.get(node_id)
+    allocations = _allocations(parts, node_id)
+    node_type = parts.settings.node_types.get(node.node_type) if node.node_type else None
+    books = account(
+        capacity_of(node.declared_capacity, node.facts), node_type, [item["resources"] for item in allocations]
+    )
+    return json_response(render_resources(node_id, books, allocations))
+
+
+@router.get("/nodes/{node_id}/utilization", response_model=UtilizationOut, responses=responses(404, 422))
+async def read_utilization(
+    parts: PartsDependency,
+    identity: Viewer,
+    node_id: NodeIdPath,
+    max_age: MaxAge = None,
+    window: Annotated[
+        str | None, Query(pattern=r"^[1-9][0-9]{0,3}[mhd]$", description="Also the history of this long, such as 1h")
+    ] = None,
+) -> Response:
+    """Read the newest sample, in short and whole."""
+    await run_in_threadpool(parts.registry.get, node_id)
+    sample = await run_in_threadpool(resource_monitor.newest_sample, parts.store, node_id)
+    if _too_old(parts, sample, max_age) and await _look(parts, node_id, JobAction.GATHER, identity):
+        sample = await run_in_threadpool(resource_monitor.newest_sample, parts.store, node_id)
+    if sample is None:
+        return not_looked_at(node_id, "sample")
+    minutes = None
+    if window is not None:
+        since = parts.clock() - _window(window)
+        minutes = await run_in_threadpool(resource_monitor.history, parts.store, node_id, since)
+    return json_response(render_utilization(node_id, sample, minutes, parts.clock()))
+
+
+@router.get("/nodes/{node_id}/health", response_model=HealthOut, responses=responses(404, 422))
+async def read_health(
+    parts: PartsDependency, identity: Viewer, node_id: NodeIdPath, max_age: MaxAge = None
+) -> Response:
+    """Read the verdict on a node, its conditions and its newest checks."""
+    await run_in_threadpool(parts.registry.get, node_id)
+    if max_age is not None:
+        report = await run_in_threadpool(resource_monitor.newest_report, parts.store, node_id)
+        if _too_old(parts, report, max_age):
+            await _look(parts, node_id, JobAction.CHECK, identity)
+    return await run_in_threadpool(_health, parts, node_id)
+
+
+@router.post(
+    "/nodes/{node_id}/health/check",
+    status_code=202,
+    response_model=JobOut,
+    responses={200: {"model": HealthOut, "description": "The checks ran in time"}, **responses(404, 422)},
+)
+async def check_health(parts: PartsDependency, identity: Operator, node_id: NodeIdPath, wait: Wait = 0) -> Response:
+    """Run a node's health checks now; callers at the same time share one run.
+
+    Answers 202 with the job, or, with *wait*, 200 with the verdict if it is there in time.
+    """
+    await run_in_threadpool(parts.registry.get, node_id)
+    job = await run_in_threadpool(parts.jobs.submit, JobAction.CHECK, [node_id], identity.name)
+    if wait > 0 and await wait_for(parts, job, wait):
+        response = await run_in_threadpool(_health, parts, node_id)
+        response.headers.update(job_headers(job.job_id))
+        return response
+    body = render_job(await run_in_threadpool(parts.jobs.get, job.job_id))
+    return json_response(body, 202, {"Location": f"/jobs/{job.job_id}", **job_headers(job.job_id)})
+
+
+@router.post("/observations", response_model=OutcomeOut, responses=responses(400, 413, 422))
+def record_observations(parts: PartsDependency, identity: Observer, body: ObservationsIn) -> Response:
+    """Hand in what was seen on nodes: one batch, one transaction; each item is recorded, late or rejected."""
+    batch = [
+        Observation(item.node_id, item.observed_at, item.source, item.kind, item.data) for item in body.observations
+    ]
+    return json_response(asdict(parts.observations.record(batch)))
+
+
+def _health(parts: Parts, node_id: str) -> Response:
+    node = parts.registry.get(node_id)
+    report = resource_monitor.newest_report(parts.store, node_id)
+    return json_response(render_health(node, report, parts.settings, parts.clock()))
+
+
+def _too_old(parts: Parts, observed: Observed | None, max_age: float | None) -> bool:
+    if max_age is None:
+        return False
+    return observed is None or (parts.clock() - observed.observed_at).total_seconds() > max_age
+
+
+async def _look(parts: Parts, node_id: str, action: JobAction, identity: Identity) -> bool:
+    """Run a job and wait for it; a viewer, who may not start work, gets what is stored."""
+    if identity.role is Role.VIEWER:
+        return False
+    job = await run_in_threadpool(parts.jobs.submit, action, [node_id], identity.name)
+    return await wait_for(parts, job, _WAIT_FOR_FRESH_SECONDS)
+
+
+def _window(text: str) -> timedelta:
+    count = int(text[:-1])
+    match text[-1]:
+        case "m":
+            return timedelta(minutes=count)
+        case "h":
+            return timedelta(hours=count)
+        case _:
+            return timedelta(days=count)
+
+
+def _allocations(parts: Parts, node_id: str) -> list[dict[str, Any]]:
+    query = (
+        sa.select(tables.allocations)
+        .where(tables.allocations.c.node_id == node_id)
+        .order_by(tables.allocations.c.allocation_id)
+    )
+    with parts.store.read() as connection:
+        return [
+            {
+                "allocation_id": row.allocation_id,
+                "owner": row.owner,
+                "deployment_id": row.deployment_id,
+                "resources": row.resources,
+                "created_at": render_time(row.created_at),
+            }
+            for row in connection.execute(query)
+        ]

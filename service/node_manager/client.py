@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The manager as the command line and the plugins see it: in process on the local store, or over HTTP.
+
+Both answer with the same plain data, those of the API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+
+from node_manager.declarations import NodeDeclaration
+from node_manager.node_registry import Clock, NodeFilter, NodeRegistry, utc_now
+from node_manager.problems import ProblemError
+from node_manager.settings import Settings
+from node_manager.store import Store
+from node_manager.views import render_node
+
+_PAGE = 1000
+
+
+class UnreachableManagerError(Exception):
+    """The service can't be reached at its URL; the text says why."""
+
+
+class Manager(Protocol):
+    """What both ways can do."""
+
+    def nodes(self, wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """List nodes, filtered as GET /nodes does (status, health, type, zone, site, region, label)."""
+
+    def register(self, declaration: NodeDeclaration) -> tuple[dict[str, Any], bool]:
+        """Register a node; the node and whether it is new."""
+
+
+class LocalManager:
+    """The manager in this process, on its store; works with the service stopped."""
+
+    def __init__(self, store: Store, settings: Settings, clock: Clock = utc_now) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._registry = NodeRegistry(store, settings, clock)
+
+    def nodes(self, wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """List nodes page by page."""
+        given = {("node_type" if key == "type" else key): value for key, value in wanted.items() if key != "label"}
+        labels = tuple(_split_label(text) for text in wanted.get("label") or ())
+        after = None
+        while True:
+            page = self._registry.page(NodeFilter(**given, labels=labels), _PAGE, after)
+            nodes = self._registry.load([version.node_id for version in page.versions])
+            for version in page.versions:
+                if version.node_id in nodes:
+                    yield render_node(nodes[version.node_id], self._settings, self._clock())
+            after = page.next_after
+            if after is None:
+                return
+
+    def register(self, declaration: NodeDeclaration) -> tuple[dict[str, Any], bool]:
+        """Register a node in the store."""
+        node, created = self._registry.register(declaration)
+        return render_node(node, self._settings, self._clock()), created
+
+
+class HttpManager:
+    """The manager behind its API."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._client = httpx.Client(base_url=url, headers=headers, timeout=30)
+
+    def nodes(self, wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """List nodes page by page."""
+        cursor = None
+        while True:
+            query = {key: value for key, value in wanted.items() if value is not None}
+            page = self._call(
+                "GET", "/nodes", params={**query, "limit": _PAGE, **({"cursor": cursor} if cursor else {})}
+            )
+            yield from page.json()["items"]
+            cursor = page.json()["next_cursor"]
+            if cursor is None:
+                return
+
+    def register(self, declaration: NodeDeclaration) -> tuple[dict[str, Any], bool]:
+        """Register a node over HTTP."""
+        answer = self._call("POST", "/nodes", json=declaration.model_dump(mode="json", exclude_unset=True))
+        return answer.json(), answer.status_code == 201
+
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            answer = self._client.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise UnreachableManagerError(f"{self._client.base_url}: {error}") from error
+        if answer.is_success:
+            return answer
+        try:
+            problem = answer.json()
+            failure = ProblemError(problem["detail"])
+            failure.status, failure.code = answer.status_code, problem["code"]
+        except (ValueError, KeyError, TypeError):
+            raise UnreachableManagerError(
+                f"{answer.url}: HTTP {answer.status_code}, not an answer of Node Manager"
+            ) from None
+        raise failure
+
+
+def read_token(environ: Mapping[str, str], home: Path) -> str | None:
+    """Find the token for HTTP: NODE_MANAGER_TOKEN, the file in NODE_MANAGER_TOKEN_FILE, or admin.token."""
+    if token := environ.get("NODE_MANAGER_TOKEN"):
+        return token
+    path = Path(environ.get("NODE_MANAGER_TOKEN_FILE") or home / "admin.token")
+    return path.read_text("ascii").strip() if path.exists() else None
+
+
+def _split_label(text: str) -> tuple[str, str | None]:
+    key, equals, value = text.partition("=")
+    return key, value if equals else None

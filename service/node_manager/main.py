@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Wire the parts of the service together: create_app() and nothing else.
+
+uvicorn can serve it by itself: `uvicorn --factory node_manager.main:create_app`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.concurrency import run_in_threadpool
+
+from node_manager import __version__
+from node_manager.access import Tokens
+from node_manager.api import jobs as jobs_api
+from node_manager.api import system, watching
+from node_manager.api.errors import Problem, add_handlers
+from node_manager.api.fragments import NodeFragments
+from node_manager.api.gate import Gate
+from node_manager.api.nodes import make_router
+from node_manager.api.parts import Parts
+from node_manager.jobs import JobQueue
+from node_manager.node_registry import Clock, NodeRegistry, utc_now
+from node_manager.observations import ObservationLog
+from node_manager.scheduler import Scheduler
+from node_manager.settings import Settings, load_settings
+from node_manager.store import Store, open_store
+
+DESCRIPTION = """
+Looks after the nodes of a distributed IoT platform: registers them, watches their resources, checks their health.
+
+Every call but `/healthz` and `/readyz` takes a bearer token (`nodectl token create`). Errors are RFC 9457 problem+json with a
+stable `code`. Lists are paged: repeat with `cursor` set to `next_cursor` until it is null. Long work answers 202 with a job;
+`?wait=SECONDS` waits for its result.
+"""
+
+
+def create_app(
+    settings: Settings | None = None,
+    store: Store | None = None,
+    clock: Clock = utc_now,
+    on_started: Callable[[Parts], None] | None = None,
+) -> FastAPI:
+    """Build the service.
+
+    Shapes: *on_started* is called in a thread of its own once requests are served.
+    Errors: SettingsError, StoreUnavailableError: the service doesn't start.
+    """
+    settings = settings or load_settings()
+    store = store or connect(settings)
+    tokens = Tokens(store, settings.configuration.auth.cache_seconds, clock)
+    instance_id = f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    queue = JobQueue(store, settings, clock, instance_id)
+    registry = NodeRegistry(store, settings, clock)
+    parts = Parts(settings, store, registry, ObservationLog(store, settings, clock), queue, tokens, clock)
+    scheduler = Scheduler(store, settings, queue, clock, instance_id)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(queue.start)
+        await run_in_threadpool(scheduler.start)
+        if on_started is not None:
+            on_started(parts)
+        yield
+        await run_in_threadpool(scheduler.stop)
+        await run_in_threadpool(queue.stop)
+
+    app = FastAPI(
+        title="Node Manager",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        license_info={"name": "GPL-3.0-or-later", "identifier": "GPL-3.0-or-later"},
+    )
+    app.state.parts = parts
+    add_handlers(app)
+    for router in (
+        make_router(NodeFragments(registry, settings, clock)),
+        watching.router,
+        jobs_api.router,
+        system.router,
+    ):
+        app.include_router(router)
+    app.add_middleware(Gate, store=store, max_body_bytes=settings.server.max_body_bytes, clock=clock)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # the framework's documented way
+    return app
+
+
+def connect(settings: Settings) -> Store:
+    """Open the store that the settings name."""
+    storage = settings.configuration.storage
+    return open_store(settings.storage_url, storage.busy_timeout_seconds, storage.pool_size)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            license_info=app.license_info,
+        )
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(problem.pop("$defs"))
+        schemas["Problem"] = problem
+        app.openapi_schema = schema
+    return app.openapi_schema
