@@ -24,7 +24,7 @@ class RunningService:
 
     home: Path
     environment: dict[str, str] = field(default_factory=dict)
-    arguments: tuple[str, ...] = ()
+    command: tuple[str, ...] = ("-m", "node_manager", "serve")
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
 
@@ -49,7 +49,7 @@ class RunningService:
         log = (self.home.parent / f"{self.home.name}.log").open("ab")
         with log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "node_manager", "serve", *self.arguments],
+                [sys.executable, *self.command],
                 env=self.variables(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

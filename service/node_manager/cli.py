@@ -16,7 +16,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import structlog
 import typer
@@ -32,6 +32,7 @@ from node_manager.api.parts import Parts
 from node_manager.client import HttpManager, LocalManager, Manager, UnreachableManagerError, read_token
 from node_manager.declarations import Connection, NodeDeclaration
 from node_manager.domain import Health, JobAction, Role, Status
+from node_manager.jobs import Job
 from node_manager.logs import configure_logging
 from node_manager.main import connect, create_app
 from node_manager.node_registry import NodeRegistry
@@ -102,8 +103,9 @@ def serve(
     console = Console()
 
     def on_started(parts: Parts) -> None:
+        job = parts.jobs.submit(JobAction.REGISTER, [LOCAL_NODE_ID], "first start") if local else None
         threading.Thread(
-            target=_show_start, args=(console, parts, token_file, local), name="start-screen", daemon=True
+            target=_show_start, args=(console, parts, token_file, job), name="start-screen", daemon=True
         ).start()
 
     config = uvicorn.Config(
@@ -160,10 +162,9 @@ def apply(
 ) -> None:
     """Register the nodes of a file; those that are there already stay as they are."""
     declarations = _read_declarations(file)
-    results: list[dict[str, Any]] = []
     with _manager() as manager, Progress(console=Console(stderr=True), transient=True) as progress:
-        for declaration in progress.track(declarations, description="Registering"):
-            results.append(_apply_one(manager, declaration))
+        tracked = progress.track(declarations, description="Registering")
+        results = [_apply_one(manager, declaration) for declaration in tracked]
     failed = [result for result in results if result["result"] == "refused"]
     if output is Output.JSON:
         _write_json(results)
@@ -276,14 +277,13 @@ def _register_local(store: Store, settings: Settings) -> bool:
     return registry.register(declaration, allow_local=True)[1]
 
 
-def _show_start(console: Console, parts: Parts, token_file: Path, local: bool) -> None:
+def _show_start(console: Console, parts: Parts, token_file: Path, job: Job | None) -> None:
     server = parts.settings.server
     url = f"http://{server.host}:{server.port}"
     health = use = message = None
-    if local:
+    if job is not None:
         console.print("Looking at this machine ...", style="dim")
         try:
-            job = parts.jobs.submit(JobAction.REGISTER, [LOCAL_NODE_ID], "first start")
             parts.jobs.future(job.job_id).result(_FIRST_LOOK_SECONDS)
             node = parts.registry.get(LOCAL_NODE_ID)
             report = resource_monitor.newest_report(parts.store, LOCAL_NODE_ID)
@@ -349,6 +349,6 @@ def _note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _fail(message: str, code: int) -> Any:
+def _fail(message: str, code: int) -> NoReturn:
     typer.echo(f"nodectl: {message}", err=True)
     sys.exit(code)

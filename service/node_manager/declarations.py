@@ -7,9 +7,11 @@ the vocabulary only.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import ipaddress
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -17,7 +19,10 @@ from node_manager.domain import Admin
 
 _DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 NODE_ID_PATTERN = rf"^{_DNS_LABEL}(?:\.{_DNS_LABEL})*$"
-_HOSTNAME = re.compile(rf"(?i){_DNS_LABEL}(?:\.{_DNS_LABEL})*\.?")
+# (?a): without it, ignoring case lets U+017F and U+212A pass for s and k.
+_HOSTNAME = re.compile(rf"(?ai){_DNS_LABEL}(?:\.{_DNS_LABEL})*\.?")
+# The zone of a link-local IPv6 address is an interface's name; ipaddress takes any text for one.
+_IPV6_ZONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
 _NODE_ID = re.compile(NODE_ID_PATTERN.removeprefix("^").removesuffix("$"))
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_./-]{0,61}[A-Za-z0-9])?")
@@ -26,15 +31,15 @@ _HOST_KEY = re.compile(
 )
 # Names that Ansible or our own groups give another meaning to.
 RESERVED_NODE_IDS = frozenset(
-    {"all", "ungrouped", "localhost", "online", "offline", "maintenance", "schedulable", "quarantined"}
+    {"all", "ungrouped", "localhost", "127.0.0.1", "online", "offline", "maintenance", "schedulable", "quarantined"}
 )
 
 
 def _check_node_id(value: str) -> str:
     if len(value) > 253 or not _NODE_ID.fullmatch(value):
         raise ValueError(
-            "expected 1 to 253 lower-case letters, digits, hyphens and dots, each part starting and ending with a letter "
-            "or digit (RFC 1123), for example gw-7 or gw-7.plant-2"
+            "expected 1 to 253 lower-case letters, digits, hyphens and dots, each part of at most 63, starting and "
+            "ending with a letter or digit (RFC 1123), for example gw-7 or gw-7.plant-2"
         )
     if value in RESERVED_NODE_IDS:
         raise ValueError(f"{value} is the name of an inventory group or host with a meaning of its own; choose another")
@@ -43,9 +48,14 @@ def _check_node_id(value: str) -> str:
 
 def _check_address(value: str) -> str:
     try:
-        return str(ipaddress.ip_address(value))
+        parsed = ipaddress.ip_address(value)
     except ValueError:
         pass
+    else:
+        zone = parsed.scope_id if isinstance(parsed, ipaddress.IPv6Address) else None
+        if zone is not None and not _IPV6_ZONE.fullmatch(zone):
+            raise ValueError("expected the name of a network interface after %, for example fe80::7%eth0")
+        return str(parsed)
     last = value.rstrip(".").rpartition(".")[2]
     if len(value) > 253 or not _HOSTNAME.fullmatch(value) or last.isdigit():
         raise ValueError(
@@ -64,27 +74,45 @@ def _check_labels(value: dict[str, str]) -> dict[str, str]:
     for key in value:
         if not _LABEL_KEY.fullmatch(key) or key.lower().startswith("ansible_"):
             raise ValueError(
-                f"label {key[:80]!r}: expected a key of 1 to 63 letters, digits, '_', '.', '/', '-', not starting with ansible_"
+                f"label {key[:80]!r}: expected a key of 1 to 63 letters, digits, '_', '.', '/', '-', "
+                "not starting with ansible_"
             )
     return value
 
 
-def _check_host_key(value: str) -> str:
+def parse_host_key(value: str) -> str:
+    """Read one public host key and drop its comment.
+
+    Errors: ValueError if it isn't one line with a key of the kind it names.
+    """
     # The comment at the end of a public key line says nothing about the key.
-    key = " ".join(value.split()[:2])
-    if not _HOST_KEY.fullmatch(key):
+    key = " ".join(_check_text(value.strip()).split()[:2])
+    if not _HOST_KEY.fullmatch(key) or not _encodes_its_kind(*key.split()):
         raise ValueError("expected a public host key as in /etc/ssh/ssh_host_ed25519_key.pub: 'ssh-ed25519 AAAA...'")
     return key
 
 
-def _no_ansible_variables(value: Any) -> Any:
-    if isinstance(value, dict):
-        for key in value:
-            if str(key).lower().startswith("ansible_"):
-                raise ValueError(
-                    f"{str(key)[:80]}: Ansible variables are not taken; use address and connection.user, port, become, "
-                    "credential, jump_host"
-                )
+def is_node_id(value: str) -> bool:
+    """Tell whether *value* can be the id of a node."""
+    try:
+        return _check_node_id(value) == value
+    except ValueError:
+        return False
+
+
+def _encodes_its_kind(kind: str, encoded: str) -> bool:
+    """Tell whether the key itself says that it is of *kind*."""
+    # RFC 4253, section 6.6: the first field is the kind, after four bytes of length.
+    try:
+        blob = base64.b64decode(encoded, validate=True)
+    except binascii.Error:
+        return False
+    return blob.startswith(len(kind).to_bytes(4, "big") + kind.encode())
+
+
+def _check_resource_name(value: str) -> str:
+    if value.startswith("ansible_"):
+        raise ValueError("Ansible variables are not taken; expected the name of a resource class")
     return value
 
 
@@ -96,18 +124,13 @@ NodeId = Annotated[
 Address = Annotated[str, Field(min_length=1, max_length=253), AfterValidator(_check_address)]
 ShortText = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_check_text)]
 PlaceName = Annotated[str, Field(min_length=1, max_length=63), AfterValidator(_check_text)]
-ResourceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+ResourceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$"), AfterValidator(_check_resource_name)]
 
 
 class Declaration(BaseModel):
     """One part of what is declared: closed, frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_ansible_variables(cls, value: Any) -> Any:
-        return _no_ansible_variables(value)
 
 
 class Location(Declaration):
@@ -174,7 +197,7 @@ class NodeChange(Declaration):
     admin: Annotated[Admin | None, BeforeValidator(lambda value: Admin(value) if value in list(Admin) else value)] = (
         Field(None, description="Whether it takes part; active at first, unchanged where left out")
     )
-    host_keys: list[Annotated[str, Field(max_length=4096), AfterValidator(_check_host_key)]] = Field(
+    host_keys: list[Annotated[str, Field(max_length=4096), AfterValidator(parse_host_key)]] = Field(
         default_factory=list, max_length=16, description="Pinned public SSH host keys; the first seen where left out"
     )
 

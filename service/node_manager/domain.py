@@ -2,6 +2,7 @@
 """The pure rules that the service shares with the modules on the nodes; the only import of ansible_collections."""
 
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._bounds import TooLargeError, clean
+from ansible_collections.iot_platform.node_manager.plugins.module_utils._checks_spec import parse_check
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._recognise import recognise
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._words import (
     Admin,
@@ -35,5 +36,6 @@ __all__ = [
     "Status",
     "TooLargeError",
     "clean",
+    "parse_check",
     "recognise",
 ]

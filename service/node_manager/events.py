@@ -14,7 +14,7 @@ from node_manager.store import tables
 
 
 class EventType(StrEnum):
-    """The events there are; the part before the dot names the topic."""
+    """The events there are; the part before the last dot names the topic."""
 
     NODE_REGISTERED = "node.lifecycle.registered"
     NODE_UPDATED = "node.lifecycle.updated"

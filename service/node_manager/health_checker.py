@@ -82,26 +82,30 @@ def after_success(state: NodeState, at: datetime) -> NodeState:
     """Judge a contact in which the node was reached and the probe answered."""
     state = replace(state, failures=0, last_contact_at=at, last_attempt_at=at)
     for condition in _PATH:
-        state = _with_condition(state, condition, True, ContactReason.OK, "", at)
-    if state.health is Health.UNREACHABLE:
-        return _with_health(state, Health.UNKNOWN, "answers again; waits for a full health check", at)
-    if state.health in {Health.SUSPECT, Health.DEGRADED}:
-        return _with_health(state, *_health_by_checks(state), at)
-    return state
+        state = _with_condition(state, Condition(condition, True, ContactReason.OK, "", at))
+    if state.health in {Health.RECOVERING, Health.FLAPPING}:
+        return state
+    return _with_health(state, *_health_by_checks(state), at)
 
 
 def after_report(state: NodeState, report: Report, at: datetime) -> NodeState:
-    """Judge one run of the health checks."""
-    state = after_success(state, at)
+    """Judge one run of the health checks.
+
+    A report that a later look has overtaken still tells of the checks; whether the node answers, the later look knows.
+    """
+    if state.last_attempt_at is None or at >= state.last_attempt_at:
+        state = after_success(state, at)
+    elif state.health is Health.UNREACHABLE:
+        return state
     failed = [check for check in report.checks if check.state is CheckState.FAILED]
     if not failed:
-        state = _with_condition(state, ConditionType.CHECKS_PASSING, True, ContactReason.OK, "", at)
+        state = _with_condition(state, Condition(ConditionType.CHECKS_PASSING, True, ContactReason.OK, "", at))
     else:
         critical = [check for check in failed if check.severity is Severity.CRITICAL]
         reason = CRITICAL_CHECK_FAILED if critical else WARNING_CHECK_FAILED
         message = "; ".join(f"{check.name}: {check.message}" for check in critical or failed)
-        state = _with_condition(state, ConditionType.CHECKS_PASSING, False, reason, message[:4000], at)
-    return _with_health(state, *_health_by_checks(state), at)
+        state = _with_condition(state, Condition(ConditionType.CHECKS_PASSING, False, reason, message[:4000], at))
+    return state if state.health is Health.SUSPECT else _with_health(state, *_health_by_checks(state), at)
 
 
 def after_failure(state: NodeState, contact: Contact, at: datetime, limits: HealthSettings) -> NodeState:
@@ -122,8 +126,8 @@ def after_failure(state: NodeState, contact: Contact, at: datetime, limits: Heal
         quarantined=state.quarantined or contact.reason is ContactReason.HOST_KEY_CHANGED,
     )
     for condition in _PATH[: _PATH.index(broken)]:
-        state = _with_condition(state, condition, True, ContactReason.OK, "", at)
-    state = _with_condition(state, broken, False, contact.reason, contact.message, at)
+        state = _with_condition(state, Condition(condition, True, ContactReason.OK, "", at))
+    state = _with_condition(state, Condition(broken, False, contact.reason, contact.message, at))
     return _with_health(state, Health.DEGRADED, f"{contact.reason}: {contact.message}", at)
 
 
@@ -142,16 +146,14 @@ def is_schedulable(admin: Admin, state: NodeState, now: datetime, stale_after: t
         return False
     if state.last_contact_at is None or now - state.last_contact_at > stale_after:
         return False
-    if state.health is Health.HEALTHY:
-        return True
-    return state.health is Health.DEGRADED and all(
+    return state.health in {Health.HEALTHY, Health.DEGRADED} and all(
         condition.status or condition.reason == WARNING_CHECK_FAILED for condition in state.conditions
     )
 
 
 def _after_silence(state: NodeState, contact: Contact, at: datetime, limits: HealthSettings) -> NodeState:
     state = replace(state, failures=state.failures + 1)
-    state = _with_condition(state, ConditionType.REACHABLE, False, contact.reason, contact.message, at)
+    state = _with_condition(state, Condition(ConditionType.REACHABLE, False, contact.reason, contact.message, at))
     cause = f"{contact.reason}: {contact.message}"
     if state.health is Health.UNREACHABLE:
         return state
@@ -160,6 +162,9 @@ def _after_silence(state: NodeState, contact: Contact, at: datetime, limits: Hea
         seconds=limits.silence_before_unreachable_seconds
     )
     if silent and (never_seen or state.failures >= limits.failures_before_unreachable):
+        # What was checked before the silence no longer counts: a node that comes back is checked anew.
+        kept = (known for known in state.conditions if known.type is not ConditionType.CHECKS_PASSING)
+        state = replace(state, conditions=tuple(kept))
         return _with_health(state, Health.UNREACHABLE, cause, at)
     return _with_health(state, Health.SUSPECT, cause, at)
 
@@ -169,17 +174,16 @@ def _health_by_checks(state: NodeState) -> tuple[Health, str]:
     if broken:
         return Health.DEGRADED, "; ".join(f"{condition.reason}: {condition.message}" for condition in broken)[:4000]
     if state.condition(ConditionType.CHECKS_PASSING) is None:
-        return Health.UNKNOWN, "answers; waits for a first health check"
+        return Health.UNKNOWN, "answers; waits for a full health check"
     return Health.HEALTHY, "all checks passed"
 
 
-def _with_condition(
-    state: NodeState, kind: ConditionType, status: bool, reason: str, message: str, at: datetime
-) -> NodeState:
-    old = state.condition(kind)
-    since = old.since if old is not None and old.status == status else at
-    new = Condition(kind, status, str(reason), message, since)
-    return replace(state, conditions=_sorted([*(c for c in state.conditions if c.type is not kind), new]))
+def _with_condition(state: NodeState, new: Condition) -> NodeState:
+    """Put *new* in the place of what was known; its time counts only if the status changed."""
+    old = state.condition(new.type)
+    since = old.since if old is not None and old.status == new.status else new.since
+    kept = (known for known in state.conditions if known.type is not new.type)
+    return replace(state, conditions=_sorted([*kept, replace(new, reason=str(new.reason), since=since)]))
 
 
 def _sorted(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
@@ -188,5 +192,5 @@ def _sorted(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
 
 
 def _with_health(state: NodeState, health: Health, cause: str, at: datetime) -> NodeState:
-    since = state.health_since if health is state.health else at
+    since = state.health_since if health is state.health else max(at, state.health_since)
     return replace(state, health=health, health_since=since, health_cause=cause)

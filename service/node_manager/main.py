@@ -29,6 +29,7 @@ from node_manager.api.parts import Parts
 from node_manager.jobs import JobQueue
 from node_manager.node_registry import Clock, NodeRegistry, utc_now
 from node_manager.observations import ObservationLog
+from node_manager.playbook_process import Runner
 from node_manager.scheduler import Scheduler
 from node_manager.settings import Settings, load_settings
 from node_manager.store import Store, open_store
@@ -47,17 +48,18 @@ def create_app(
     store: Store | None = None,
     clock: Clock = utc_now,
     on_started: Callable[[Parts], None] | None = None,
+    runner: Runner | None = None,
 ) -> FastAPI:
     """Build the service.
 
-    Shapes: *on_started* is called in a thread of its own once requests are served.
+    Shapes: *on_started* is called once jobs can be run, before periodic work begins; it must return soon.
     Errors: SettingsError, StoreUnavailableError: the service doesn't start.
     """
     settings = settings or load_settings()
     store = store or connect(settings)
     tokens = Tokens(store, settings.configuration.auth.cache_seconds, clock)
     instance_id = f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    queue = JobQueue(store, settings, clock, instance_id)
+    queue = JobQueue(store, settings, clock, instance_id, runner=runner)
     registry = NodeRegistry(store, settings, clock)
     parts = Parts(settings, store, registry, ObservationLog(store, settings, clock), queue, tokens, clock)
     scheduler = Scheduler(store, settings, queue, clock, instance_id)
@@ -65,9 +67,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(queue.start)
-        await run_in_threadpool(scheduler.start)
         if on_started is not None:
-            on_started(parts)
+            await run_in_threadpool(on_started, parts)
+        await run_in_threadpool(scheduler.start)
         yield
         await run_in_threadpool(scheduler.stop)
         await run_in_threadpool(queue.stop)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The registry: which nodes there are and what was declared about them.
 
-Every write is one transaction, compare-and-swap on the node's generation, with its event. Observed things are read here to
-show a node whole, never written.
+Every write is one transaction, compare-and-swap on the node's generation, with its event. Observed things are read here
+to show a node whole, never written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from node_manager import events
+from node_manager import events, host_keys
 from node_manager.declarations import NodeChange, NodeDeclaration
 from node_manager.domain import Admin, Health, Status
 from node_manager.health_checker import NodeState, derive_status, is_schedulable, new_state
@@ -31,8 +31,6 @@ from node_manager.settings import Settings
 from node_manager.store import Store, tables
 
 Clock = Callable[[], datetime]
-GIVEN = "given"
-FIRST_USE = "first_use"
 _JUMP_LIMIT = 8
 
 
@@ -120,8 +118,10 @@ class NodeRegistry:
     def register(self, declaration: NodeDeclaration, *, allow_local: bool = False) -> tuple[Node, bool]:
         """Add a node; the same declaration again gives the node there is and False.
 
-        Errors: NodeExistsError if it was declared otherwise, InvalidInputError on an unknown type, credential or jump host.
+        Errors: NodeExistsError if it was declared otherwise; InvalidInputError on an unknown type, credential or jump
+            host.
         """
+        _check_local(declaration, allow_local=allow_local)
         now = self._clock()
         values = _declared_values(declaration.node_id, declaration)
         try:
@@ -129,13 +129,13 @@ class NodeRegistry:
                 existing = _select_one(connection, declaration.node_id)
                 if existing is not None:
                     return _same_or_conflict(existing, declaration), False
-                self._check_references(connection, declaration.node_id, declaration, allow_local=allow_local)
+                self._check_references(connection, declaration.node_id, declaration, has_keys=False)
                 connection.execute(
                     tables.nodes.insert(),
                     {"admin": Admin.ACTIVE.value, **values, "generation": 1, "created_at": now, "updated_at": now},
                 )
                 _write_labels(connection, declaration.node_id, declaration.labels)
-                _pin_given_keys(connection, declaration.node_id, declaration.host_keys, now)
+                host_keys.pin(connection, declaration.node_id, declaration.host_keys, host_keys.GIVEN, now)
                 insert_state(connection, declaration.node_id, new_state(now))
                 events.emit(
                     connection, events.EventType.NODE_REGISTERED, declaration.node_id, now, _event_data(values, 1)
@@ -156,9 +156,8 @@ class NodeRegistry:
         values = _declared_values(node_id, change)
         with self._store.write() as connection:
             node = _lock(connection, node_id, if_generation)
-            self._check_references(
-                connection, node_id, change, allow_local=allow_local or node.connection["kind"] == "local"
-            )
+            _check_local(change, allow_local=allow_local or node.connection["kind"] == "local")
+            self._check_references(connection, node_id, change, has_keys=bool(node.host_keys))
             generation = node.generation + 1
             connection.execute(
                 tables.nodes.update().where(tables.nodes.c.node_id == node_id),
@@ -167,8 +166,8 @@ class NodeRegistry:
             connection.execute(tables.node_labels.delete().where(tables.node_labels.c.node_id == node_id))
             _write_labels(connection, node_id, change.labels)
             if change.host_keys:
-                _forget_keys(connection, node_id)
-                _pin_given_keys(connection, node_id, change.host_keys, now)
+                host_keys.forget(connection, node_id)
+                host_keys.pin(connection, node_id, change.host_keys, host_keys.GIVEN, now)
             events.emit(connection, events.EventType.NODE_UPDATED, node_id, now, _event_data(values, generation))
             return _select_known(connection, node_id)
 
@@ -203,7 +202,7 @@ class NodeRegistry:
         now = self._clock()
         with self._store.write() as connection:
             node = _lock(connection, node_id, None)
-            _forget_keys(connection, node_id)
+            host_keys.forget(connection, node_id)
             connection.execute(
                 tables.nodes.update().where(tables.nodes.c.node_id == node_id),
                 {"generation": node.generation + 1, "updated_at": now},
@@ -285,19 +284,12 @@ class NodeRegistry:
                 connection.scalars(sa.select(tables.nodes.c.node_id).where(tables.nodes.c.node_id.in_(node_ids)))
             )
 
-    def _check_references(
-        self, connection: sa.Connection, node_id: str, change: NodeChange, *, allow_local: bool
-    ) -> None:
+    def _check_references(self, connection: sa.Connection, node_id: str, change: NodeChange, *, has_keys: bool) -> None:
         if change.node_type is not None and change.node_type not in self._settings.node_types:
             known = ", ".join(sorted(self._settings.node_types))
             raise InvalidInputError("node_type", f"expected one of {known}, got {change.node_type!r}")
         link = change.connection
         if link.kind == "local":
-            if not allow_local:
-                raise InvalidInputError(
-                    "connection.kind",
-                    "local is the manager's own machine and is registered there only: nodectl register --local",
-                )
             return
         credentials = self._settings.configuration.ssh.credentials
         if link.credential is not None and link.credential not in credentials:
@@ -305,7 +297,7 @@ class NodeRegistry:
             raise InvalidInputError(
                 "connection.credential", f"expected one of ssh.credentials in config.json ({known})"
             )
-        if self._settings.configuration.ssh.host_key_policy == "given" and not change.host_keys:
+        if self._settings.configuration.ssh.host_key_policy == "given" and not (change.host_keys or has_keys):
             raise InvalidInputError("host_keys", "expected at least one key: ssh.host_key_policy is 'given'")
         hop = link.jump_host
         for _ in range(_JUMP_LIMIT):
@@ -313,11 +305,15 @@ class NodeRegistry:
                 return
             if hop == node_id:
                 raise InvalidInputError("connection.jump_host", f"{link.jump_host!r} leads back to {node_id!r}")
-            declared = connection.scalar(sa.select(tables.nodes.c.connection).where(tables.nodes.c.node_id == hop))
+            # Held until the end of the transaction: neither may the hop go meanwhile, nor two updates close a circle.
+            declared = connection.scalar(
+                sa.select(tables.nodes.c.connection).where(tables.nodes.c.node_id == hop).with_for_update(read=True)
+            )
             if declared is None:
                 raise InvalidInputError("connection.jump_host", f"node {hop!r} is not registered; register it first")
             hop = declared["jump_host"]
-        raise InvalidInputError("connection.jump_host", f"expected at most {_JUMP_LIMIT} hops")
+        if hop is not None:
+            raise InvalidInputError("connection.jump_host", f"expected at most {_JUMP_LIMIT} hops")
 
     @staticmethod
     def _nodes_behind(connection: sa.Connection, node_id: str) -> list[str]:
@@ -400,6 +396,14 @@ def _node_of_row(row: sa.Row[Any], host_keys: tuple[tuple[str, str], ...] = ()) 
     )
 
 
+def _check_local(change: NodeChange, *, allow_local: bool) -> None:
+    if change.connection.kind == "local" and not allow_local:
+        raise InvalidInputError(
+            "connection.kind",
+            "local is the manager's own machine and is registered there only: nodectl register --local",
+        )
+
+
 def _declared_values(node_id: str, change: NodeChange) -> dict[str, Any]:
     return {
         "node_id": node_id,
@@ -429,12 +433,13 @@ def _same_or_conflict(node: Node, declaration: NodeDeclaration) -> Node:
         "admin": node.admin.value,
     }
     differing = sorted(key for key, value in wanted.items() if there[key] != value)
-    given = {key for key, origin in node.host_keys if origin == GIVEN}
+    given = {key for key, origin in node.host_keys if origin == host_keys.GIVEN}
     if declaration.host_keys and set(declaration.host_keys) != given:
         differing.append("host_keys")
     if differing:
         raise NodeExistsError(
-            f"node {node.node_id!r} is registered with another {', '.join(differing)}; PUT /nodes/{node.node_id} changes it",
+            f"node {node.node_id!r} is registered with another {', '.join(differing)}; "
+            f"PUT /nodes/{node.node_id} changes it",
             node_id=node.node_id,
             differing=differing,
         )
@@ -447,30 +452,6 @@ def _write_labels(connection: sa.Connection, node_id: str, labels: dict[str, str
             tables.node_labels.insert(),
             [{"node_id": node_id, "key": key, "value": value} for key, value in labels.items()],
         )
-
-
-def _pin_given_keys(connection: sa.Connection, node_id: str, keys: Sequence[str], at: datetime) -> None:
-    if keys:
-        connection.execute(
-            tables.host_keys.insert(),
-            [{"node_id": node_id, "public_key": key, "origin": GIVEN, "pinned_at": at} for key in sorted(set(keys))],
-        )
-        events.emit(
-            connection,
-            events.EventType.HOST_KEYS_PINNED,
-            node_id,
-            at,
-            {"origin": GIVEN, "host_keys": sorted(set(keys))},
-        )
-
-
-def _forget_keys(connection: sa.Connection, node_id: str) -> None:
-    connection.execute(tables.host_keys.delete().where(tables.host_keys.c.node_id == node_id))
-    connection.execute(
-        tables.node_states.update()
-        .where(tables.node_states.c.node_id == node_id)
-        .values(quarantined=False, revision=tables.node_states.c.revision + 1)
-    )
 
 
 def _event_data(values: dict[str, Any], generation: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -39,7 +39,8 @@ def state_of_row(row: sa.Row[Any]) -> NodeState:
 def insert_state(connection: sa.Connection, node_id: str, state: NodeState) -> None:
     """Write the first state of a node."""
     connection.execute(
-        tables.node_states.insert(), {"node_id": node_id, "revision": 1, "recognised_type": None, **_values(state)}
+        tables.node_states.insert(),
+        {"node_id": node_id, "revision": _first_revision(state), "recognised_type": None, **_values(state)},
     )
 
 
@@ -50,6 +51,11 @@ def update_state(connection: sa.Connection, node_id: str, state: NodeState, reco
         .where(tables.node_states.c.node_id == node_id)
         .values(revision=tables.node_states.c.revision + 1, recognised_type=recognised_type, **_values(state))
     )
+
+
+def _first_revision(state: NodeState) -> int:
+    """Start at the microsecond of registration: a node registered anew must not pass for the one before it."""
+    return (state.health_since - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
 
 
 def _values(state: NodeState) -> dict[str, Any]:

@@ -1,29 +1,44 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The node types of node_types.json: how a type is recognised, what is reserved on it, what is checked.
 
-Models only; imports nothing of the service.
+Models only; imports the rules of health checks, so that what passes here also passes on the node.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from node_manager.domain import parse_check
 
 TYPE_NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
 
-class Part(BaseModel):
-    """One part of node_types.json: closed, frozen."""
+def _check_pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression: {error}") from None
+    return value
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+Edge = Annotated[float, Field(allow_inf_nan=False)]
+Pattern = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_pattern)]
+
+
+class Part(BaseModel):
+    """One part of node_types.json: closed, frozen, and no guessing: "22" is not a port."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Limit(Part):
     """The edges of one threshold; either may be left out."""
 
-    warning: float | None = Field(None, description="From this value on the node is degraded but schedulable")
-    critical: float | None = Field(None, description="From this value on the node is not schedulable")
+    warning: Edge | None = Field(None, description="From this value on the node is degraded but schedulable")
+    critical: Edge | None = Field(None, description="From this value on the node is not schedulable")
 
     @model_validator(mode="after")
     def _ordered(self) -> Limit:
@@ -41,7 +56,7 @@ class Thresholds(Part):
     disk_percent: Limit = Field(Limit(), description="Space used, per filesystem")
     inodes_percent: Limit = Field(Limit(), description="Inodes used, per filesystem")
     temperature_celsius: Limit = Field(Limit(), description="Hottest sensor")
-    load_per_cpu: Limit = Field(Limit(), description="One-minute load average divided by the number of CPUs")
+    load_per_cpu: Limit = Field(Limit(), description="Load average of five minutes divided by the number of CPUs")
 
     def as_limits(self) -> dict[str, dict[str, float]]:
         """Give only the limits that are set."""
@@ -55,7 +70,7 @@ class RecognisedBy(Part):
     priority: int = Field(0, description="The highest priority wins where several types fit")
     any_device: list[str] | None = Field(None, description="At least one device of one of these classes")
     architectures: list[str] | None = Field(None, description="One of these machine names (uname -m)")
-    board_pattern: str | None = Field(None, description="Regular expression found in 'vendor model'")
+    board_pattern: Pattern | None = Field(None, description="Regular expression found in 'vendor model'")
     cpu_count_min: int | None = Field(None, description="At least that many CPUs")
     cpu_count_max: int | None = Field(None, description="At most that many CPUs")
     memory_mib_min: int | None = Field(None, description="At least that much memory")
@@ -93,7 +108,12 @@ class CheckBase(Part):
 
     name: str = Field(min_length=1, max_length=64, description="Unique within the type")
     severity: Literal["critical", "warning"] = Field("critical", description="How much a failure weighs")
-    timeout_seconds: float = Field(3.0, gt=0, le=60, description="Limit of this check")
+    timeout_seconds: float = Field(3.0, ge=0.01, le=60, description="Limit of this check")
+
+    @model_validator(mode="after")
+    def _passes_on_the_node(self) -> CheckBase:
+        parse_check(self.model_dump(exclude_none=True))
+        return self
 
 
 class TcpCheck(CheckBase):
@@ -109,7 +129,9 @@ class HttpCheck(CheckBase):
 
     kind: Literal["http"]
     url: str = Field(pattern=r"^https?://", description="http:// or https://, seen from the node")
-    expect_status: list[int] = Field([200], min_length=1, description="Status codes that pass")
+    expect_status: list[Annotated[int, Field(ge=100, le=599)]] = Field(
+        [200], min_length=1, description="Status codes that pass"
+    )
     expect_text: str | None = Field(None, description="Text that must occur in the first 64 KiB")
     verify_tls: bool = Field(True, description="Refuse certificates that can't be verified")
 
@@ -125,7 +147,9 @@ class ServiceCheck(CheckBase):
     """A systemd unit is active."""
 
     kind: Literal["service"]
-    unit: str = Field(pattern=r"^[A-Za-z0-9:_.\\@-]+$", description="Unit name, for example docker.service")
+    unit: str = Field(
+        pattern=r"^[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]*$", description="Unit name, for example docker.service"
+    )
 
 
 class ProcessCheck(CheckBase):
@@ -187,7 +211,7 @@ class CommandCheck(CheckBase):
     """A command exits with 0. Only this file can define commands; the API can't."""
 
     kind: Literal["command"]
-    argv: list[str] = Field(min_length=1, description="Program and arguments; no shell is involved")
+    argv: list[str] = Field(min_length=1, max_length=100, description="Program and arguments; no shell is involved")
 
 
 Check = Annotated[

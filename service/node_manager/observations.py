@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import BaseModel, ValidationError
 
-from node_manager import events
+from node_manager import events, host_keys
+from node_manager.declarations import is_node_id, parse_host_key
 from node_manager.domain import Admin, ContactReason, ObservationKind, TooLargeError, clean, recognise
 from node_manager.health_checker import NodeState, after_failure, after_report, after_success
-from node_manager.node_registry import FIRST_USE, Clock, utc_now
+from node_manager.node_registry import Clock, utc_now
 from node_manager.node_states import state_of_row, update_state
 from node_manager.resource_monitor import add_to_history
 from node_manager.settings import Settings
@@ -28,6 +30,7 @@ from node_manager.store import Store, tables
 
 # A controller whose clock runs ahead must not keep later observations out.
 _FUTURE_TOLERANCE = timedelta(seconds=5)
+_SOURCE_CHARACTERS = 64
 _SHAPES: dict[ObservationKind, type[BaseModel]] = {
     ObservationKind.FACTS: Facts,
     ObservationKind.SAMPLE: Sample,
@@ -76,6 +79,8 @@ class _Parsed:
     index: int
     observation: Observation
     content: BaseModel
+    # False for the contact that stands in for a rejected observation: that one is counted as rejected already.
+    counted: bool = True
 
 
 @dataclass
@@ -88,6 +93,7 @@ class _NodeWork:
     state: NodeState
     recognised_type: str | None
     newest: dict[ObservationKind, datetime]
+    changed: bool = False
     writes: dict[ObservationKind, Observation] = field(default_factory=dict)
     contents: dict[ObservationKind, BaseModel] = field(default_factory=dict)
 
@@ -122,37 +128,45 @@ class ObservationLog:
                 node_id = item.observation.node_id
                 work = works.get(node_id)
                 if work is None:
-                    outcome.rejected.append(
-                        Rejection(item.index, node_id, "node_not_found", f"node {node_id!r} is not registered")
-                    )
-                elif self._fold(connection, work, item):
-                    outcome.recorded += 1
-                    if isinstance(item.content, Sample):
-                        history.append((node_id, item.observation.observed_at, item.content))
-                else:
-                    outcome.late += 1
+                    if item.counted:
+                        outcome.rejected.append(_unknown_node(item.index, node_id))
+                    continue
+                taken = self._fold(connection, work, item)
+                if item.counted:
+                    outcome.recorded += taken
+                    outcome.late += not taken
+                if taken and isinstance(item.content, Sample):
+                    history.append((node_id, item.observation.observed_at, item.content))
             for node_id, work in works.items():
-                _write(connection, node_id, work)
+                if work.changed:
+                    _write(connection, node_id, work)
             add_to_history(connection, history)
         outcome.rejected.sort(key=lambda rejection: rejection.index)
         return outcome
 
     def _parse(self, batch: Sequence[Observation], now: datetime, outcome: Outcome) -> Iterable[_Parsed]:
-        for index, observation in enumerate(batch):
-            at = min(observation.observed_at, now + _FUTURE_TOLERANCE)
+        for index, told in enumerate(batch):
+            if not is_node_id(told.node_id):
+                outcome.rejected.append(_unknown_node(index, told.node_id))
+                continue
+            observation = replace(
+                told,
+                observed_at=min(told.observed_at, now + _FUTURE_TOLERANCE),
+                source=str(clean(told.source))[:_SOURCE_CHARACTERS],
+            )
             try:
-                data = clean(observation.data)
-                content = _SHAPES[observation.kind].model_validate(data)
+                content = _SHAPES[told.kind].model_validate(clean(told.data))
             except (ValidationError, TooLargeError) as error:
-                code, message = "unusable", _first_line(error)
-                outcome.rejected.append(Rejection(index, observation.node_id, code, message))
+                message = _first_line(error)
+                outcome.rejected.append(Rejection(index, told.node_id, "unusable", message))
+                if told.kind is ObservationKind.CONTACT:
+                    # What the one who looked says about the attempt; the node has no part in it.
+                    continue
                 # The node did answer, with something that can't be used: that is a condition of the node, not silence.
                 content = Contact(reached=False, reason=ContactReason.OUTPUT_UNUSABLE, message=message)
-                kind = ObservationKind.CONTACT
-                outcome.recorded -= 1
+                yield _Parsed(index, replace(observation, kind=ObservationKind.CONTACT), content, counted=False)
             else:
-                kind = observation.kind
-            yield _Parsed(index, replace(observation, observed_at=at, kind=kind), content)
+                yield _Parsed(index, observation, content)
 
     def _fold(self, connection: sa.Connection, work: _NodeWork, item: _Parsed) -> bool:
         """Fold one observation into the node's state; False if something newer is stored already."""
@@ -162,40 +176,24 @@ class ObservationLog:
             return False
         work.newest[kind] = at
         if kind is not ObservationKind.CONTACT:
+            work.changed = True
             work.writes[kind] = item.observation
             work.contents[kind] = item.content
         if isinstance(item.content, Facts):
             self._take_facts(connection, work, item.observation, item.content)
         last_attempt_at = work.state.last_attempt_at
-        if last_attempt_at is None or at >= last_attempt_at:
+        # Checks are judged even if another look came later: that one may have been no run of the checks.
+        if last_attempt_at is None or at >= last_attempt_at or isinstance(item.content, Report):
             self._transit(connection, work, item)
         return True
 
     def _take_facts(self, connection: sa.Connection, work: _NodeWork, observation: Observation, facts: Facts) -> None:
         work.recognised_type = recognise(facts.model_dump(by_alias=True), self._rules)
-        if work.has_keys or work.is_local or not facts.ssh_host_keys:
+        if work.has_keys or work.is_local or self._settings.configuration.ssh.host_key_policy != "first_use":
             return
-        keys = sorted({" ".join(key.split()[:2]) for key in facts.ssh_host_keys})
-        connection.execute(
-            tables.host_keys.insert(),
-            [
-                {
-                    "node_id": observation.node_id,
-                    "public_key": key,
-                    "origin": FIRST_USE,
-                    "pinned_at": observation.observed_at,
-                }
-                for key in keys
-            ],
-        )
-        events.emit(
-            connection,
-            events.EventType.HOST_KEYS_PINNED,
-            observation.node_id,
-            observation.observed_at,
-            {"origin": FIRST_USE, "host_keys": keys},
-        )
-        work.has_keys = True
+        keys = list(_usable_keys(facts.ssh_host_keys))
+        host_keys.pin(connection, observation.node_id, keys, host_keys.FIRST_USE, observation.observed_at)
+        work.has_keys = bool(keys)
 
     def _transit(self, connection: sa.Connection, work: _NodeWork, item: _Parsed) -> None:
         before, at = work.state, item.observation.observed_at
@@ -205,6 +203,7 @@ class ObservationLog:
             after = replace(
                 after, health=before.health, health_since=before.health_since, health_cause=before.health_cause
             )
+        work.changed = work.changed or after != before
         work.state = after
         if after.health is not before.health:
             events.emit(
@@ -228,13 +227,20 @@ class ObservationLog:
         return after_success(state, at)
 
 
+def _lock(connection: sa.Connection, node_ids: Sequence[str]) -> None:
+    """Hold the nodes' rows in the registry's order: the node against a change of what is declared, then its state."""
+    for table, only_key in ((tables.nodes, True), (tables.node_states, False)):
+        query = sa.select(table.c.node_id).where(table.c.node_id.in_(node_ids)).order_by(table.c.node_id)
+        connection.execute(query.with_for_update(read=only_key, key_share=only_key)).all()
+
+
 def _load(connection: sa.Connection, node_ids: Sequence[str]) -> dict[str, _NodeWork]:
+    # Before anything is read: what was read before the lock may have changed by the time it is given.
+    _lock(connection, node_ids)
     query = (
         sa.select(tables.nodes.c.admin, tables.nodes.c.connection, tables.node_states)
         .join(tables.nodes, tables.nodes.c.node_id == tables.node_states.c.node_id)
         .where(tables.node_states.c.node_id.in_(node_ids))
-        .order_by(tables.node_states.c.node_id)
-        .with_for_update(of=tables.node_states)
     )
     keyed = set(
         connection.scalars(
@@ -275,6 +281,17 @@ def _write(connection: sa.Connection, node_id: str, work: _NodeWork) -> None:
         updated = connection.execute(table.update().where(table.c.node_id == node_id), values)
         if updated.rowcount == 0:
             connection.execute(table.insert(), {"node_id": node_id, **values})
+
+
+def _usable_keys(texts: Iterable[str]) -> Iterable[str]:
+    """Read the keys that a node shows; what is none is left out, for it would only lock the node out."""
+    for text in texts:
+        with suppress(ValueError):
+            yield parse_host_key(text)
+
+
+def _unknown_node(index: int, node_id: str) -> Rejection:
+    return Rejection(index, node_id, "node_not_found", f"node {node_id[:253]!r} is not registered")
 
 
 def _first_line(error: ValidationError | TooLargeError) -> str:

@@ -23,7 +23,13 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 _PACKAGED_DATA = Path(__file__).resolve().parent / "data"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
-PositiveSeconds = Annotated[float, Field(gt=0)]
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# JSON has no paths: from text, and from nothing else.
+FilePath = Annotated[Path, Field(strict=False)]
+
+
+# What pydantic says in terms of Python, in terms of JSON.
+_EXPECTED = {"model_type": "expected an object", "path_type": "expected the path of a file"}
 
 
 class SettingsError(Exception):
@@ -31,9 +37,9 @@ class SettingsError(Exception):
 
 
 class Section(BaseModel):
-    """One part of config.json: closed, frozen."""
+    """One part of config.json: closed, frozen, and no guessing: "8080" is not a port."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ServerSettings(Section):
@@ -53,6 +59,7 @@ class StorageSettings(Section):
 
     url: str = Field(
         "sqlite:///node-manager.db",
+        pattern=r"^(sqlite:///|postgresql\+psycopg://).",
         description="SQLAlchemy URL: sqlite:///FILE (relative to the state directory) or postgresql+psycopg://...",
     )
     busy_timeout_seconds: PositiveSeconds = Field(
@@ -101,7 +108,7 @@ class AnsibleSettings(Section):
 class Credential(Section):
     """How to log in to nodes; nodes refer to it by name."""
 
-    private_key_file: Path = Field(description="SSH private key; relative paths start at the state directory")
+    private_key_file: FilePath = Field(description="SSH private key; relative paths start at the state directory")
     user: str | None = Field(None, description="Login name where the node doesn't declare one")
 
 
@@ -150,7 +157,7 @@ class Configuration(Section):
     ssh: SshSettings = Field(default_factory=SshSettings, description=SshSettings.__doc__)
     auth: AuthSettings = Field(default_factory=AuthSettings, description=AuthSettings.__doc__)
     logging: LoggingSettings = Field(default_factory=LoggingSettings, description=LoggingSettings.__doc__)
-    node_types_file: Path = Field(
+    node_types_file: FilePath = Field(
         Path("node_types.json"), description="The node types; relative paths start at the folder of config.json"
     )
 
@@ -198,7 +205,8 @@ class Settings:
 def load_settings(environ: Mapping[str, str] | None = None, config_file: Path | None = None) -> Settings:
     """Read the configuration.
 
-    Shapes: *config_file* wins over NODE_MANAGER_CONFIG, which wins over config.json of the checkout, then of the package.
+    Shapes: *config_file* wins over NODE_MANAGER_CONFIG, which wins over config.json of the checkout, then of the
+        package.
     Errors: SettingsError with one line that names file (or variable), key and what was expected.
     """
     environ = os.environ if environ is None else environ
@@ -243,7 +251,7 @@ def _read_json(path: Path) -> Any:
         ) from None
     except OSError as error:
         raise SettingsError(f"{path}: can't be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: not valid JSON: {error}") from None
 
 
@@ -252,7 +260,8 @@ def _apply_environment(raw: Any, environ: Mapping[str, str]) -> dict[str, str]:
     overridden: dict[str, str] = {}
     if not isinstance(raw, dict):
         return overridden
-    for name, text in environ.items():
+    # In order, so that a section given whole comes before its single keys.
+    for name, text in sorted(environ.items()):
         if not name.startswith(ENVIRONMENT_PREFIX) or "__" not in name:
             continue
         keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
@@ -270,14 +279,14 @@ def _parse_value(text: str) -> Any:
     """Read numbers, booleans, null, lists and objects as JSON; anything else is the text itself."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
 def _explain(error: ValidationError, path: Path, overridden: Mapping[str, str]) -> str:
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"]) or "(the whole file)"
-    source = overridden.get(key)
+    key = " ".join(".".join(str(part) for part in first["loc"]).split()) or "(the whole file)"
+    source = next((name for place, name in overridden.items() if _overlap(place, key)), None)
     where = f"{source} ({key})" if source else f"{path}: {key}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
@@ -285,7 +294,13 @@ def _explain(error: ValidationError, path: Path, overridden: Mapping[str, str]) 
     if first["type"] == "missing":
         return f"{where}: is missing{more}"
     shown = json.dumps(first["input"], default=str)[:80]
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}, got {shown}{more}"
+    expected = _EXPECTED.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    return f"{where}: {expected}, got {shown}{more}"
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Tell whether one of two keys is the other or a section that holds it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _check_references(configuration: Configuration, path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from node_manager.domain import CheckState, ContactReason, Severity
 
@@ -260,6 +260,12 @@ class Contact(Shape):
     reached: bool
     reason: ContactReason
     message: Text
+
+    @model_validator(mode="after")
+    def _reason_tells_of_failure(self) -> Contact:
+        if self.reached != (self.reason is ContactReason.OK):
+            raise ValueError("expected reason Ok where reached is true, and another where it is false")
+        return self
 
 
 class Application(Shape):

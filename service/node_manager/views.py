@@ -105,6 +105,25 @@ def render_resources(node_id: str, books: Account, allocations: list[dict[str, A
     return {"node_id": node_id, **asdict(books), "allocations": allocations}
 
 
+def render_node_types(settings: Settings) -> dict[str, Any]:
+    """Show what is checked on each type, and the general thresholds for nodes of no known type."""
+    return {
+        "node_types": {
+            name: {
+                "description": definition.description,
+                "recognised_by": None
+                if definition.recognised_by is None
+                else definition.recognised_by.model_dump(exclude_none=True),
+                "checks": definition.checks_as_data(),
+                "thresholds": settings.thresholds_of(name),
+            }
+            for name, definition in sorted(settings.node_types.items())
+        },
+        "thresholds": settings.thresholds_of(None),
+        "checks_timeout_seconds": settings.configuration.health.checks_timeout_seconds,
+    }
+
+
 def render_conditions(state: NodeState) -> list[dict[str, Any]]:
     """Show a node's conditions."""
     return [

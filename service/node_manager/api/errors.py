@@ -103,7 +103,7 @@ async def _on_invalid(_request: Request, error: Exception) -> Response:
     found = error.errors()
     if any(item["type"] == "json_invalid" for item in found):
         return problem_response(400, "invalid_json", f"the body is not valid JSON: {found[0]['ctx']['error']}")
-    errors = [{"field": _field(item["loc"]), "message": item["msg"].removeprefix("Value error, ")} for item in found]
+    errors = [{"field": _field(item["loc"]), "message": _message(item)} for item in found]
     detail = "; ".join(f"{item['field']}: {item['message']}" for item in errors)
     return problem_response(422, "invalid_input", detail[:2000], errors=errors)
 
@@ -118,6 +118,15 @@ async def _on_http(_request: Request, error: Exception) -> Response:
 async def _on_bug(request: Request, error: Exception) -> Response:
     _log.error("unexpected error", path=request.url.path, exc_info=error)
     return problem_response(500, "internal_error", "an error of the manager itself; its log has the details")
+
+
+def _message(item: dict[str, Any]) -> str:
+    if item["type"] != "extra_forbidden":
+        text: str = item["msg"].removeprefix("Value error, ")
+        return text
+    if str(item["loc"][-1]).lower().startswith("ansible_"):
+        return "Ansible variables are not taken; use address and connection.user, port, become, credential, jump_host"
+    return "unknown key"
 
 
 def _field(location: tuple[int | str, ...]) -> str:

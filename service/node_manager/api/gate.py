@@ -42,13 +42,13 @@ class Gate:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
-        status = 500
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                if scope["method"] not in _READING:
+                    # Before the caller hears of it, so that no answered write is missing from the audit.
+                    await self._audit(scope, message["status"], request_id)
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -58,8 +58,6 @@ class Gate:
                 await response(scope, receive, send_with_id)
             else:
                 await self._app(scope, self._limited(receive), send_with_id)
-            if scope["method"] not in _READING:
-                await self._audit(scope, status, request_id)
 
     def _limited(self, receive: Receive) -> Receive:
         left = self._max_body_bytes

@@ -109,7 +109,7 @@ def read_log(
     parts: PartsDependency,
     _identity: Viewer,
     job_id: JobIdPath,
-    offset: Annotated[int, Query(ge=0, le=2**53, description="Skip this many bytes; X-Next-Offset tells the next")] = 0,
+    offset: Annotated[int, Query(ge=0, le=2**40, description="Skip this many bytes; X-Next-Offset tells the next")] = 0,
 ) -> Response:
     """Read what Ansible printed, also while it runs."""
     log = parts.jobs.log(str(job_id), offset)

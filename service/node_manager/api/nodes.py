@@ -87,7 +87,11 @@ def make_router(fragments: NodeFragments) -> APIRouter:
         openapi_extra={"requestBody": {"content": {"application/json": {"example": _EXAMPLE}}}},
     )
     async def register_node(
-        parts: PartsDependency, identity: Operator, declaration: NodeDeclaration, wait: Wait = 0
+        parts: PartsDependency,
+        identity: Operator,
+        declaration: NodeDeclaration,
+        wait: Wait = 0,
+        look: Annotated[bool, Query(description="Look at a new node at once; false: somebody else does")] = True,
     ) -> Response:
         """Register a node and look at it: facts, resources, first health check, by a job that Link names.
 
@@ -95,7 +99,7 @@ def make_router(fragments: NodeFragments) -> APIRouter:
         """
         node, created = await run_in_threadpool(parts.registry.register, declaration)
         headers = {"Location": f"/nodes/{node.node_id}"}
-        if created or wait > 0:
+        if look and (created or wait > 0):
             job = await run_in_threadpool(parts.jobs.submit, JobAction.REGISTER, [node.node_id], identity.name)
             headers |= job_headers(job.job_id)
             if wait > 0:

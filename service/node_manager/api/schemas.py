@@ -15,6 +15,20 @@ from node_manager.domain import Admin, Health, JobAction, JobState, NodeResult, 
 from node_manager.shapes import Application, ConditionShape, Facts, Report, Sample
 
 
+def _text_only(value: Any) -> Any:
+    """Refuse numbers, which pydantic would read as seconds since 1970."""
+    if not isinstance(value, str):
+        raise ValueError("expected a time as in RFC 3339, such as 2026-11-22T18:00:00Z")
+    return value
+
+
+def _settable(value: Any) -> Any:
+    settable = [admin for admin in Admin if admin is not Admin.DRAINING]
+    if value not in settable:
+        raise ValueError(f"expected one of {', '.join(settable)}")
+    return value
+
+
 class Input(BaseModel):
     """A body that somebody sends."""
 
@@ -165,7 +179,7 @@ class ResourcesOut(Output):
 class StatusIn(Input):
     """What an operator says about a node."""
 
-    status: Annotated[Admin, BeforeValidator(lambda value: _settable(value))] = Field(
+    status: Annotated[Admin, BeforeValidator(_settable)] = Field(
         description="active, cordoned, maintenance or offline", examples=["maintenance"]
     )
     reason: str = Field("", max_length=255, description="Why, for the record")
@@ -229,7 +243,7 @@ class ObservationIn(Input):
     """One thing seen on one node; docs/observations.md has the data of each kind."""
 
     node_id: str = Field(max_length=253, examples=["gw-7"])
-    observed_at: AwareDatetime
+    observed_at: Annotated[AwareDatetime, BeforeValidator(_text_only)]
     source: str = Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9:._-]*$", examples=["ansible"])
     kind: ObservationKind
     data: dict[str, Any] = Field(
@@ -258,10 +272,3 @@ class OutcomeOut(Output):
     recorded: int
     late: int
     rejected: list[RejectionOut]
-
-
-def _settable(value: Any) -> Any:
-    settable = [admin for admin in Admin if admin is not Admin.DRAINING]
-    if value not in settable:
-        raise ValueError(f"expected one of {', '.join(settable)}")
-    return value

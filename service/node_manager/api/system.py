@@ -15,6 +15,7 @@ from node_manager.api.parts import PartsDependency, json_response
 from node_manager.api.security import Viewer
 from node_manager.declarations import NODE_ID_PATTERN
 from node_manager.store import StoreUnavailableError
+from node_manager.views import render_node_types
 
 router = APIRouter()
 
@@ -25,7 +26,7 @@ def read_inventory(
     _identity: Viewer,
     node_id: Annotated[
         list[Annotated[str, Query(max_length=253, pattern=NODE_ID_PATTERN)]] | None,
-        Query(max_length=1000, description="Only these nodes"),
+        Query(max_length=100, description="Only these nodes"),
     ] = None,
 ) -> Response:
     """Read the registry as the inventory plugin takes it: hosts, their groups and variables, pinned host keys."""
@@ -35,7 +36,7 @@ def read_inventory(
 @router.get("/node-types", tags=["ansible"], response_model=dict[str, Any], responses=responses())
 def read_node_types(parts: PartsDependency, _identity: Viewer) -> Response:
     """Read the node types with the checks and thresholds in force."""
-    return json_response(inventory.node_types(parts.settings))
+    return json_response(render_node_types(parts.settings))
 
 
 @router.get("/healthz", tags=["service"], response_model=dict[str, str])

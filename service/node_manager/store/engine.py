@@ -21,6 +21,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from node_manager.store import migrate
 
+_READ_ONLY = "node_manager_read_only"
+
 
 class StoreUnavailableError(Exception):
     """The store can't answer now (locked, full, restarting); nothing was written and a retry may succeed."""
@@ -33,7 +35,10 @@ class Store:
 
     def __init__(self, engine: sa.Engine, busy_timeout_seconds: float) -> None:
         self._engine = engine
-        self._reader = engine.execution_options(isolation_level="AUTOCOMMIT")
+        if engine.dialect.name == "sqlite":
+            self._reader = engine.execution_options(**{_READ_ONLY: True})
+        else:
+            self._reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._busy_timeout_seconds = busy_timeout_seconds
         # SQLite lets one writer in and others poll with growing pauses; threads of one process queue here instead.
         self._write_lock = threading.Lock() if engine.dialect.name == "sqlite" else None
@@ -45,7 +50,7 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """Give a connection for reading.
+        """Give a connection for reading; all its statements see the same state.
 
         Errors: StoreUnavailableError.
         """
@@ -89,7 +94,7 @@ def open_store(url: str, busy_timeout_seconds: float = 5, pool_size: int = 8) ->
             pool_pre_ping=True,
             connect_args={
                 "connect_timeout": max(2, int(busy_timeout_seconds)),
-                "options": f"-c lock_timeout={int(busy_timeout_seconds * 1000)}",
+                "options": f"-c lock_timeout={max(1, int(busy_timeout_seconds * 1000))}",
             },
         )
     with _unavailable_translated():
@@ -111,8 +116,8 @@ def _sqlite_engine(url: sa.URL, busy_timeout_seconds: float, pool_size: int) -> 
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: sqlite3.Connection, _record: Any) -> None:
-        # The driver must not open transactions by itself: BEGIN IMMEDIATE below takes the write lock at the start, so that
-        # a transaction never fails half-way for want of it.
+        # The driver must not open transactions by itself: BEGIN IMMEDIATE below takes the write lock at the start, so
+        # that a transaction never fails half-way for want of it.
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
@@ -122,8 +127,8 @@ def _sqlite_engine(url: sa.URL, busy_timeout_seconds: float, pool_size: int) -> 
 
     @event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
-        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get(_READ_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -133,6 +138,9 @@ def _unavailable_translated() -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError) as error:
+        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+            # A mistake in a statement, which the driver puts in the same class as a full disk.
+            raise
         raise StoreUnavailableError(str(error.orig)) from error
     except PoolTimeoutError as error:
         raise StoreUnavailableError("all connections to the store are in use") from error

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The tables, as SQLAlchemy Core describes them.
 
-Declared (nodes, node_labels, host_keys of origin "given") and observed (node_states, node_facts, node_samples, node_reports)
-never share a column. A change here needs a migration beside it; a test compares the two.
+Declared (nodes, node_labels, host_keys of origin "given") and observed (node_states, node_facts, node_samples,
+node_reports) never share a column. A change here needs a migration beside it; a test compares the two.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class UtcDateTime(TypeDecorator[datetime]):
     impl = BigInteger
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:  # noqa: ARG002
         """Turn a datetime into microseconds; a naive one is a bug and raises."""
         return None if value is None else (value - _EPOCH) // _MICROSECOND
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         """Turn microseconds into a datetime."""
         return None if value is None else _EPOCH + value * _MICROSECOND
 
@@ -184,14 +184,21 @@ outbox = Table(
 jobs = Table(
     "jobs",
     metadata,
-    Column("job_id", String(36), primary_key=True),
+    # The order of arrival; times of several managers don't give one.
+    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    Column("job_id", String(36), nullable=False, unique=True),
     Column("action", String(16), nullable=False),
     Column("state", String(16), nullable=False, index=True),
     Column("requested_by", String(64), nullable=False),
     Column("message", Text),
-    Column("created_at", UtcDateTime, nullable=False, index=True),
+    # The manager that runs it; None until one does.
+    Column("holder", String(64)),
+    Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
+    Column("deadline_at", UtcDateTime),
+    Column("cancel_requested_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
+    sqlite_autoincrement=True,
 )
 
 job_nodes = Table(
@@ -200,9 +207,19 @@ job_nodes = Table(
     Column("job_id", String(36), ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True),
     # No foreign key: a job's record outlives the node.
     Column("node_id", String(253), primary_key=True),
-    Column("result", String(16), nullable=False),
+    # None until the job has ended.
+    Column("result", String(16)),
     Column("message", Text),
     Index("ix_job_nodes_node_id", "node_id"),
+)
+
+# The nodes that running jobs work on: the primary key is what keeps two jobs off one node.
+node_claims = Table(
+    "node_claims",
+    metadata,
+    # No foreign key: a claim ends with its job, not with the node.
+    Column("node_id", String(253), primary_key=True),
+    Column("job_id", String(36), ForeignKey("jobs.job_id", ondelete="CASCADE"), nullable=False, index=True),
 )
 
 tokens = Table(
@@ -232,7 +249,7 @@ audit = Table(
 leases = Table(
     "leases",
     metadata,
-    Column("name", String(32), primary_key=True),
+    Column("name", String(128), primary_key=True),
     Column("holder", String(64), nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
 )

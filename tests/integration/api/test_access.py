@@ -41,7 +41,12 @@ def test_admin_token_file_is_for_its_owner_only(service: RunningService) -> None
 
 @pytest.mark.parametrize(
     "headers",
-    [{}, {"Authorization": "Bearer nm_wrong"}, {"Authorization": "Basic eDp5"}, {"Authorization": "Bearer " + "x" * 5000}],
+    [
+        {},
+        {"Authorization": "Bearer nm_wrong"},
+        {"Authorization": "Basic eDp5"},
+        {"Authorization": "Bearer " + "x" * 5000},
+    ],
     ids=["none", "unknown", "basic", "long"],
 )
 @pytest.mark.parametrize("path", ["/nodes", "/nodes/local", "/jobs", "/inventory", "/node-types"])

@@ -12,12 +12,11 @@ import httpx
 from observed import observation
 from running_service import RunningService
 
-EXAMPLES_PER_OPERATION = int(os.environ.get("NODE_MANAGER_SCHEMATHESIS_EXAMPLES", "25"))
+EXAMPLES_PER_OPERATION = int(os.environ.get("NODE_MANAGER_SCHEMATHESIS_EXAMPLES", "15"))
 
 
 def test_every_answer_conforms_to_the_openapi_document(own_service: RunningService, tmp_path: Path) -> None:
-    # No jobs: a fuzzed registration must not make Ansible try to reach whatever address was made up.
-    own_service.environment["NODE_MANAGER_ANSIBLE__MAX_QUEUED_JOBS"] = "1"
+    own_service.command = (str(Path(__file__).with_name("service_without_ansible.py")),)
     own_service.start()
     with own_service.client() as api:
         api.post("/nodes", params={"look": "false"}, json={"node_id": "gw-7", "address": "192.0.2.7"})
@@ -51,7 +50,7 @@ def test_every_answer_conforms_to_the_openapi_document(own_service: RunningServi
         check=False,
     )
 
-    assert done.returncode == 0, done.stdout[-8000:]
+    assert done.returncode == 0, done.stdout[-20000:]
 
 
 def test_document_describes_every_operation_with_examples(service: RunningService) -> None:

@@ -157,7 +157,10 @@ def test_utilization_has_age_source_and_history(api: httpx.Client, node: str) ->
 
 def test_applications_come_from_containers(api: httpx.Client, node: str) -> None:
     sample = documented("sample")
-    sample["containers"]["items"][0]["labels"] = {"iot-platform.deployment-id": "d-1", "iot-platform.application": "cam"}
+    sample["containers"]["items"][0]["labels"] = {
+        "iot-platform.deployment-id": "d-1",
+        "iot-platform.application": "cam",
+    }
     record(api, observation(node, "sample", ago(1), containers=sample["containers"]))
 
     shown = api.get(f"/nodes/{node}").json()["applications"]

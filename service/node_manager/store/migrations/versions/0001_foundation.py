@@ -25,21 +25,26 @@ def upgrade() -> None:
     )
     op.create_table(
         "jobs",
+        sa.Column("sequence", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("job_id", sa.String(length=36), nullable=False),
         sa.Column("action", sa.String(length=16), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("requested_by", sa.String(length=64), nullable=False),
         sa.Column("message", sa.Text(), nullable=True),
+        sa.Column("holder", sa.String(length=64), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("started_at", sa.BigInteger(), nullable=True),
+        sa.Column("deadline_at", sa.BigInteger(), nullable=True),
+        sa.Column("cancel_requested_at", sa.BigInteger(), nullable=True),
         sa.Column("ended_at", sa.BigInteger(), nullable=True),
-        sa.PrimaryKeyConstraint("job_id", name=op.f("pk_jobs")),
+        sa.PrimaryKeyConstraint("sequence", name=op.f("pk_jobs")),
+        sa.UniqueConstraint("job_id", name=op.f("uq_jobs_job_id")),
+        sqlite_autoincrement=True,
     )
-    op.create_index(op.f("ix_jobs_created_at"), "jobs", ["created_at"], unique=False)
     op.create_index(op.f("ix_jobs_state"), "jobs", ["state"], unique=False)
     op.create_table(
         "leases",
-        sa.Column("name", sa.String(length=32), nullable=False),
+        sa.Column("name", sa.String(length=128), nullable=False),
         sa.Column("holder", sa.String(length=64), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_leases")),
@@ -118,12 +123,20 @@ def upgrade() -> None:
         "job_nodes",
         sa.Column("job_id", sa.String(length=36), nullable=False),
         sa.Column("node_id", sa.String(length=253), nullable=False),
-        sa.Column("result", sa.String(length=16), nullable=False),
+        sa.Column("result", sa.String(length=16), nullable=True),
         sa.Column("message", sa.Text(), nullable=True),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.job_id"], name=op.f("fk_job_nodes_job_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_id", "node_id", name=op.f("pk_job_nodes")),
     )
     op.create_index("ix_job_nodes_node_id", "job_nodes", ["node_id"], unique=False)
+    op.create_table(
+        "node_claims",
+        sa.Column("node_id", sa.String(length=253), nullable=False),
+        sa.Column("job_id", sa.String(length=36), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.job_id"], name=op.f("fk_node_claims_job_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("node_id", name=op.f("pk_node_claims")),
+    )
+    op.create_index(op.f("ix_node_claims_job_id"), "node_claims", ["job_id"], unique=False)
     op.create_table(
         "node_facts",
         sa.Column("node_id", sa.String(length=253), nullable=False),

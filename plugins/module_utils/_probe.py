@@ -1,0 +1,398 @@
+# Copyright (c) 2026, The Node Manager developers
+# GNU General Public License v3.0-or-later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Look at a node: its facts, and samples of its resources, in the shapes of docs/observations.md.
+
+Standard library only. Runs on nodes with Python 3.8. Opens nothing by itself: _probe_read, _probe_facts and _engine do.
+
+A collector that hangs is left behind on a daemon thread (see _probe_run). The answer is complete without it: the
+caller prints it, flushes and returns, and must not join threads.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, Dict, List, Mapping, Optional, Tuple
+
+from ._bounds import JsonValue, clean
+from ._engine import Runtime, cannot_list_message, find_runtime, no_runtime_message, read_containers, read_usage
+from ._engine_parse import ContainerUsage
+from ._probe_facts import FactsReader
+from ._probe_parse import (
+    CpuTimes,
+    Mount,
+    parse_cpu_times,
+    parse_loadavg,
+    parse_meminfo,
+    parse_mountinfo,
+    parse_net_dev,
+    parse_pressure,
+    parse_speed,
+    parse_temperature,
+    parse_throttled,
+    parse_uptime,
+    real_filesystems,
+)
+from ._probe_read import Reader
+from ._probe_run import BoundedRunner, MoreTasks, Outcome, Task
+from ._sample_parts import (
+    ContainersReading,
+    Counters,
+    CpuReading,
+    MemoryReading,
+    NetworkReading,
+    Pressure,
+    cpu_part,
+    filesystem_part,
+    memory_part,
+    network_part,
+    reported_interfaces,
+)
+
+SCHEMA = 1
+DEFAULT_INTERVAL_SECONDS = 1.0
+DEFAULT_TIMEOUT_SECONDS = 5.0
+
+_COLLECTOR_LIMIT_SECONDS = 2.0
+# Asking a driver for its link speed takes the network lock, and a USB adapter's bus: not with every sample.
+_SPEED_MAX_AGE_SECONDS = 60.0
+# vcgencmd is a process; its bits that matter stay set until the next boot.
+_THROTTLED_MAX_AGE_SECONDS = 15.0
+_MAX_FILESYSTEMS = 64
+_MAX_SENSORS = 16
+_CPU_ZONES = ("cpu", "soc", "x86_pkg", "package", "bigcore", "tdie")
+_CPU_CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal")
+
+Clock = Callable[[], float]
+JsonObject = Dict[str, JsonValue]
+
+
+def collect_facts(
+    reader: Reader, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, clock: Clock = time.monotonic
+) -> JsonObject:
+    """Say what the node is; what could not be found out in *timeout_seconds* is null and named in ``errors``."""
+    deadline = clock() + timeout_seconds
+    runner = BoundedRunner(clock)
+    tasks = [Task(name, call, _COLLECTOR_LIMIT_SECONDS) for name, call in FactsReader(reader, deadline).collectors()]
+    try:
+        outcome = runner.run(tasks, deadline)
+    finally:
+        runner.close()
+    facts: Dict[str, object] = {"schema": SCHEMA}
+    for task in tasks:
+        facts[task.collector] = outcome.values.get(task.key)
+    runtime, devices = facts["container_runtime"], facts["devices"]
+    features = set(_words(facts["features"])) | set(_words(list(devices) if isinstance(devices, dict) else None))
+    features.update(_words([facts["service_manager"], runtime.get("name") if isinstance(runtime, dict) else None]))
+    facts["features"] = sorted(features)
+    facts["devices"] = devices or {}
+    facts["addresses"] = facts["addresses"] or []
+    facts["ssh_host_keys"] = facts["ssh_host_keys"] or []
+    facts["architecture"] = reader.machine
+    facts["python_version"] = reader.python_version
+    facts["errors"] = outcome.errors
+    return _cleaned(facts)
+
+
+def collect_sample(
+    reader: Reader,
+    interval_seconds: float = DEFAULT_INTERVAL_SECONDS,
+    previous: Optional[Counters] = None,
+    *,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    clock: Clock = time.monotonic,
+    wall_clock: Clock = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+) -> JsonObject:
+    """Read the node's resources once.
+
+    Shapes: the use of CPUs, network and containers is over the time since *previous*, or else over *interval_seconds*,
+        which this waits for.
+    Errors: ValueError if the interval does not fit into the timeout.
+    """
+    if previous is None and not 0 < interval_seconds < timeout_seconds:
+        raise ValueError("interval_seconds must be more than 0 and less than timeout_seconds")
+    deadline = clock() + timeout_seconds
+    sampler = Sampler(reader, clock=clock, wall_clock=wall_clock, previous=previous)
+    try:
+        if previous is None:
+            started = clock()
+            sampler.prime((timeout_seconds - interval_seconds) * 0.4)
+            sleep(max(0.0, started + interval_seconds - clock()))
+        return sampler.sample(deadline - clock())
+    finally:
+        sampler.close()
+
+
+class Sampler:
+    """Take samples in a loop; keeps the last counters, what never changes, and which collectors are stuck.
+
+    *containers_interval_seconds* is how old the containers part may become: asking an engine about many containers
+    costs far more than all the rest of a sample.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        clock: Clock = time.monotonic,
+        wall_clock: Clock = time.time,
+        previous: Optional[Counters] = None,
+        containers_interval_seconds: float = 0.0,
+    ) -> None:
+        self._reader = reader
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._runner = BoundedRunner(clock)
+        self._previous = previous
+        self._boot_id: Optional[str] = None
+        self._cpu_count = 1
+        # Parsing the mounts costs more than all other parts of a sample, and they hardly ever change.
+        self._mounts_text = ""
+        self._mounts = MoreTasks((), None)
+        self._speeds: Dict[str, Tuple[float, Optional[int]]] = {}
+        self._temperatures: Optional[List[str]] = None
+        self._throttled_path: Optional[str] = None
+        self._throttled: Tuple[float, Optional[Dict[str, bool]]] = (float("-inf"), None)
+        self._runtime: Optional[Runtime] = None
+        self._containers_interval_seconds = containers_interval_seconds
+        self._containers_at = float("-inf")
+        self._containers: Optional[ContainersReading] = None
+
+    @property
+    def previous(self) -> Optional[Counters]:
+        """The counters of the last sample, for a later one to compare with."""
+        return self._previous
+
+    def prime(self, timeout_seconds: float) -> None:
+        """Read only the counters, so that the next sample has something to compare with."""
+        deadline = self._clock() + timeout_seconds
+        tasks = [
+            self._task("cpu", self._read_cpu),
+            self._task("network", self._read_network),
+            self._task("containers", lambda: self._read_containers_usage(deadline)),
+        ]
+        values = self._runner.run(tasks, deadline).values
+        usage = values.get(("containers", ""))
+        self._remember(values.get(("cpu", "")), values.get(("network", "")), usage if isinstance(usage, dict) else {})
+
+    def sample(self, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> JsonObject:
+        """Take a sample; what can't be read in *timeout_seconds* is null and named in its errors."""
+        deadline = self._clock() + timeout_seconds
+        outcome = self._runner.run(
+            [
+                self._task("filesystems", self._find_filesystems),
+                self._task("clock", self._read_clock),
+                self._task("cpu", self._read_cpu),
+                self._task("memory", self._read_memory),
+                self._task("io", lambda: self._read_pressure("io", with_full=True)),
+                self._task("network", self._read_network),
+                self._task("thermal", self._read_thermal),
+                self._task("containers", lambda: self._read_containers(deadline)),
+            ],
+            deadline,
+        )
+        return self._assemble(outcome)
+
+    def close(self) -> None:
+        """End the idle worker thread."""
+        self._runner.close()
+
+    def _assemble(self, outcome: Outcome) -> JsonObject:
+        values = outcome.values
+        uptime, memory = values.get(("clock", "")), values.get(("memory", ""))
+        cpu, network = values.get(("cpu", "")), values.get(("network", ""))
+        containers = values.get(("containers", ""))
+        before = self._previous
+        usage = containers.usage if isinstance(containers, ContainersReading) else {}
+        after = self._remember(cpu, network, usage)
+        root = ("filesystems", "")
+        filesystems = [values[key] for key in sorted(values) if key[0] == "filesystems" and key != root]
+        errors = outcome.errors + (containers.errors if isinstance(containers, ContainersReading) else [])
+        return _cleaned(
+            {
+                "schema": SCHEMA,
+                "boot_id": self._boot_id,
+                "uptime_seconds": uptime,
+                "clock_unix_seconds": round(self._wall_clock(), 3),
+                "interval_seconds": None if before is None else round(after.at_seconds - before.at_seconds, 3),
+                "cpu": cpu_part(cpu, before.cpu if before else None) if isinstance(cpu, CpuReading) else None,
+                "memory": memory_part(memory) if isinstance(memory, MemoryReading) else None,
+                "io": {"pressure": values.get(("io", ""))},
+                "filesystems": filesystems if root in values else None,
+                "network": network_part(network, before) if isinstance(network, NetworkReading) else None,
+                "containers": containers.part if isinstance(containers, ContainersReading) else None,
+                "thermal": values.get(("thermal", "")),
+                "root_read_only": values.get(root),
+                "errors": errors,
+            }
+        )
+
+    def _remember(self, cpu: object, network: object, usage: Mapping[str, ContainerUsage]) -> Counters:
+        seen = network if isinstance(network, NetworkReading) else NetworkReading(self._clock(), {})
+        times: Optional[CpuTimes] = cpu.times if isinstance(cpu, CpuReading) else None
+        self._previous = Counters(seen.at_seconds, times, seen.counters, usage)
+        return self._previous
+
+    def _task(self, name: str, call: Callable[[], object], where: str = "") -> Task:
+        return Task(name, call, _COLLECTOR_LIMIT_SECONDS, where)
+
+    def _read_clock(self) -> float:
+        if self._boot_id is None:
+            self._boot_id = self._reader.read_word("/proc/sys/kernel/random/boot_id")
+        return parse_uptime(self._reader.read_text("/proc/uptime"))
+
+    def _read_cpu(self) -> CpuReading:
+        times = parse_cpu_times(self._reader.read_text("/proc/stat"))
+        self._cpu_count = times.count
+        loads = parse_loadavg(self._reader.read_text("/proc/loadavg"))
+        return CpuReading(times, loads, self._read_pressure("cpu", with_full=False))
+
+    def _read_memory(self) -> MemoryReading:
+        memory = parse_meminfo(self._reader.read_text("/proc/meminfo"))
+        return MemoryReading(memory, self._read_pressure("memory", with_full=True))
+
+    def _read_pressure(self, resource: str, *, with_full: bool) -> Pressure:
+        text = self._reader.read_optional("/proc/pressure/" + resource)
+        return parse_pressure(text, with_full=with_full) if text else None
+
+    def _find_filesystems(self) -> MoreTasks:
+        text = self._reader.read_text("/proc/self/mountinfo")
+        if text != self._mounts_text:
+            mounts = parse_mountinfo(text)
+            # Mounts stacked on the root: the last one is what programs see.
+            roots = [mount.read_only for mount in mounts if mount.mount_point == "/"]
+            chosen = real_filesystems(mounts)[:_MAX_FILESYSTEMS]
+            tasks = [self._task("filesystems", self._space_of(mount), mount.mount_point) for mount in chosen]
+            self._mounts, self._mounts_text = MoreTasks(tasks, roots[-1] if roots else None), text
+        return self._mounts
+
+    def _space_of(self, mount: Mount) -> Callable[[], object]:
+        limit_seconds = _COLLECTOR_LIMIT_SECONDS * 0.9
+        return lambda: filesystem_part(mount, self._reader.space(mount, limit_seconds))
+
+    def _read_network(self) -> NetworkReading:
+        counters = reported_interfaces(parse_net_dev(self._reader.read_text("/proc/net/dev")))
+        now = self._clock()
+        return NetworkReading(now, counters, {name: self._read_link(name, now) for name in counters})
+
+    def _read_link(self, name: str, now: float) -> Tuple[Optional[bool], Optional[int]]:
+        base = "/sys/class/net/" + name
+        state = self._reader.read_word(base + "/operstate")
+        if state == "unknown":
+            # Tunnels and modems never say up: what counts there is the carrier.
+            carrier = self._reader.read_word(base + "/carrier")
+            up: Optional[bool] = carrier == "1"
+        else:
+            up = None if state is None else state == "up"
+        if not up:
+            self._speeds.pop(name, None)
+            return up, None
+        read_at, speed_mbps = self._speeds.get(name, (float("-inf"), None))
+        if now - read_at >= _SPEED_MAX_AGE_SECONDS:
+            speed_mbps = parse_speed(self._reader.read_word(base + "/speed"))
+            self._speeds[name] = (now, speed_mbps)
+        return up, speed_mbps
+
+    def _read_thermal(self) -> Dict[str, object]:
+        if self._temperatures is None:
+            self._temperatures = _find_temperatures(self._reader)
+            self._throttled_path = _find_throttled(self._reader)
+        readings = [parse_temperature(self._reader.read_word(path)) for path in self._temperatures]
+        return {
+            "temperature_celsius": max((reading for reading in readings if reading is not None), default=None),
+            "throttled": self._read_throttled(),
+        }
+
+    def _read_throttled(self) -> Optional[Dict[str, bool]]:
+        path = self._throttled_path
+        if path is None:
+            return None
+        if path.startswith("/sys"):
+            return parse_throttled(self._reader.read_word(path))
+        now = self._clock()
+        if now - self._throttled[0] >= _THROTTLED_MAX_AGE_SECONDS:
+            self._throttled = (now, parse_throttled(self._reader.run(["vcgencmd", "get_throttled"], 1.0)))
+        return self._throttled[1]
+
+    def _read_containers_usage(self, deadline: float) -> Dict[str, ContainerUsage]:
+        runtime = self._find_runtime(self._engine_deadline(deadline))
+        if runtime is None or not runtime.listable:
+            return {}
+        return read_usage(runtime, self._reader.path(runtime.socket), self._engine_deadline(deadline))
+
+    def _read_containers(self, deadline: float) -> ContainersReading:
+        now = self._clock()
+        if self._containers is not None and now - self._containers_at < self._containers_interval_seconds:
+            return self._containers
+        previous = self._previous.containers if self._previous else {}
+        engine_deadline = self._engine_deadline(deadline)
+        runtime = self._find_runtime(engine_deadline)
+        part: Dict[str, object] = {"runtime": None, "version": None, "message": no_runtime_message(), "items": []}
+        usage: Mapping[str, ContainerUsage] = {}
+        errors: List[Dict[str, str]] = []
+        if runtime is not None:
+            part.update(runtime=runtime.name, version=runtime.version, message=None)
+            if runtime.listable:
+                try:
+                    socket_path = self._reader.path(runtime.socket)
+                    seen = read_containers(runtime, socket_path, engine_deadline, previous, self._cpu_count)
+                except Exception:
+                    # The daemon may be gone, or another one come: look for it afresh next time.
+                    self._runtime = None
+                    raise
+                part["items"], usage = seen.items, seen.usage
+                errors = [{"collector": "containers", "message": message} for message in seen.errors]
+            else:
+                part["message"] = cannot_list_message(runtime)
+        self._containers_at, self._containers = now, ContainersReading(part, usage, errors)
+        return self._containers
+
+    def _find_runtime(self, deadline: float) -> Optional[Runtime]:
+        if self._runtime is None or not self._runtime.listable:
+            self._runtime = find_runtime(self._reader.path, deadline)
+        return self._runtime
+
+    def _engine_deadline(self, deadline: float) -> float:
+        """Turn a deadline of this clock into one of time.monotonic, early enough to hand in what is there."""
+        allowed_seconds = min(_COLLECTOR_LIMIT_SECONDS, deadline - self._clock()) - 0.2
+        return time.monotonic() + allowed_seconds
+
+
+def _find_temperatures(reader: Reader) -> List[str]:
+    """Choose the sensors of the processor, else all thermal zones, else the processor's hwmon chip."""
+    base = "/sys/class/thermal"
+    zones = {
+        "{}/{}/temp".format(base, name): (reader.read_word("{}/{}/type".format(base, name)) or "").lower()
+        for name in reader.names(base)
+        if name.startswith("thermal_zone")
+    }
+    chosen = [path for path, kind in zones.items() if kind.startswith(_CPU_ZONES)] or list(zones)
+    if not chosen:
+        for name in reader.names("/sys/class/hwmon"):
+            chip = "/sys/class/hwmon/" + name
+            if reader.read_word(chip + "/name") in _CPU_CHIPS:
+                chosen.append(chip + "/temp1_input")
+    return chosen[:_MAX_SENSORS]
+
+
+def _find_throttled(reader: Reader) -> Optional[str]:
+    """Find what tells a Raspberry Pi's throttling: the firmware driver's file, or the device that vcgencmd asks."""
+    for bus in reader.names("/sys/devices/platform"):
+        if not bus.startswith("soc"):
+            continue
+        for device in reader.names("/sys/devices/platform/" + bus):
+            path = "/sys/devices/platform/{}/{}/get_throttled".format(bus, device)
+            if device.endswith("firmware") and reader.exists(path):
+                return path
+    return "/dev/vcio" if reader.exists("/dev/vcio") else None
+
+
+def _cleaned(value: Dict[str, object]) -> JsonObject:
+    cleaned = clean(value)
+    assert isinstance(cleaned, dict)
+    return cleaned
+
+
+def _words(value: object) -> List[str]:
+    return [word for word in value if isinstance(word, str)] if isinstance(value, list) else []

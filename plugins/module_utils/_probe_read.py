@@ -1,0 +1,159 @@
+# Copyright (c) 2026, The Node Manager developers
+# GNU General Public License v3.0-or-later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Open what the probe reads, and nothing else decides where things are.
+
+Standard library only. Runs on nodes with Python 3.8. Text goes to the pure parsers; time limits are set by _probe_run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import platform
+import subprocess
+from typing import Callable, List, Optional, Sequence
+
+from ._probe_parse import FilesystemSpace, Mount, is_remote
+
+_CHUNK_BYTES = 65536
+_MAX_FILE_BYTES = 1024 * 1024
+# What the kernel answers where a file exists but the hardware or the configuration has nothing to say: speed of a
+# link that is down, PSI switched off at boot, a sensor that sleeps.
+_NOT_TOLD = frozenset(
+    (
+        errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENODEV, errno.ENXIO, errno.ENODATA,
+        errno.EOPNOTSUPP, errno.EIO, errno.EAGAIN, errno.EBUSY,
+    )
+)  # fmt: skip
+
+RunCommand = Callable[[Sequence[str], float], Optional[str]]
+
+
+class Reader:
+    """Read files below *root*, so that a recorded directory can stand for a whole platform.
+
+    *statvfs*, *run*, *machine* and *python_version* answer what has no file; recordings bring their own.
+    """
+
+    def __init__(
+        self,
+        root: str = "/",
+        *,
+        statvfs: Optional[Callable[[str], os.statvfs_result]] = None,
+        run: Optional[RunCommand] = None,
+        machine: Optional[str] = None,
+        python_version: Optional[str] = None,
+    ) -> None:
+        self._prefix = root.rstrip("/")
+        self._statvfs = statvfs
+        self.run: RunCommand = run or run_command
+        self.machine = machine or os.uname().machine
+        self.python_version = python_version or platform.python_version()
+
+    def path(self, path: str) -> str:
+        """Return where the absolute *path* lies on this machine."""
+        return self._prefix + path
+
+    def read_text(self, path: str) -> str:
+        """Read a file from its beginning, at most 1 MiB of it.
+
+        Shapes: bytes that are not UTF-8 become lone surrogates, so that a path keeps its bytes; `clean` replaces them
+            in the end.
+        Errors: OSError as the kernel says.
+        """
+        descriptor = os.open(self._prefix + path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.read(descriptor, _CHUNK_BYTES)
+            # Files of the kernel come in pieces and have no size; only an empty read is the end.
+            more = data
+            while more and len(data) < _MAX_FILE_BYTES:
+                more = os.read(descriptor, _CHUNK_BYTES)
+                data += more
+        finally:
+            os.close(descriptor)
+        return data.decode("utf-8", "surrogateescape")
+
+    def read_optional(self, path: str) -> Optional[str]:
+        """Read a file that not every node has; None where the node can't tell."""
+        try:
+            return self.read_text(path)
+        except OSError as error:
+            if error.errno in _NOT_TOLD:
+                return None
+            raise
+
+    def read_word(self, path: str) -> Optional[str]:
+        """Read a one-line file; None where the node can't tell or the line is blank."""
+        text = self.read_optional(path)
+        return (text.strip().strip("\x00") or None) if text is not None else None
+
+    def names(self, path: str) -> List[str]:
+        """List a directory in order; an absent one is empty."""
+        try:
+            return sorted(os.listdir(self._prefix + path))
+        except OSError as error:
+            if error.errno in _NOT_TOLD:
+                return []
+            raise
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(self._prefix + path)
+
+    def space(self, mount: Mount, limit_seconds: float) -> FilesystemSpace:
+        """Ask how full a mounted filesystem is.
+
+        Errors: OSError as the kernel says; TimeoutError if a remote filesystem does not answer within
+            *limit_seconds*. A local one has no such limit here: the caller runs this under one.
+        """
+        if self._statvfs is None and is_remote(mount):
+            return _space_through_child(mount.mount_point, limit_seconds)
+        numbers = self._statvfs(mount.mount_point) if self._statvfs else os.statvfs(self._prefix + mount.mount_point)
+        return FilesystemSpace(
+            total_bytes=numbers.f_blocks * numbers.f_frsize,
+            free_bytes=numbers.f_bfree * numbers.f_frsize,
+            available_bytes=numbers.f_bavail * numbers.f_frsize,
+            inodes_total=numbers.f_files,
+            inodes_free=numbers.f_ffree,
+        )
+
+
+def run_command(argv: Sequence[str], limit_seconds: float) -> Optional[str]:
+    """Run a command without a shell and return what it printed; None where it doesn't exist or fails.
+
+    Errors: TimeoutError after *limit_seconds*; the child is killed, and left behind if even that does not end it.
+    """
+    try:
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+        )
+    except OSError:
+        return None
+    try:
+        output, _ = process.communicate(timeout=limit_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.2)
+        raise TimeoutError("timed out after {:.1f} s".format(limit_seconds)) from None
+    finally:
+        if process.stdout is not None:
+            process.stdout.close()
+    return output.decode("utf-8", "replace") if process.returncode == 0 else None
+
+
+def _space_through_child(mount_point: str, limit_seconds: float) -> FilesystemSpace:
+    # A request that a FUSE process has taken and never answers waits uninterruptibly: a thread in it would keep this
+    # process, and with it the SSH session, from ending. A child can be left behind. It costs about 1 ms, on nodes
+    # with such mounts only. GNU and BusyBox agree on this format.
+    output = run_command(["stat", "-f", "-c", "%S %b %f %a %c %d", "--", mount_point], limit_seconds)
+    numbers = [int(field) for field in (output or "").split()]
+    if len(numbers) != 6:
+        raise OSError(errno.EIO, "stat -f does not answer")
+    block_bytes, blocks, free, available, inodes, inodes_free = numbers
+    return FilesystemSpace(blocks * block_bytes, free * block_bytes, available * block_bytes, inodes, inodes_free)

@@ -1,0 +1,214 @@
+# Copyright (c) 2026, The Node Manager developers
+# GNU General Public License v3.0-or-later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run collectors under time limits, and leave behind those that hang.
+
+Standard library only. Runs on nodes with Python 3.8. Knows nothing of what a collector reads.
+
+A thread that waits in the kernel can't be ended, so the workers are daemon threads that may be left behind. The
+caller needs only to print its answer, flush and return: an interpreter that ends doesn't join daemon threads. What
+may hang beyond the reach of SIGKILL is asked through a child process instead (see _probe_read), because such a thread
+would keep its whole process from being reaped.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Callable, Deque, Dict, List, Optional, Sequence, Tuple
+
+# In the good case one worker runs all collectors in a row, one hand-over per sample. Once that worker is held up for
+# this long, another takes over the rest, so any number of hanging collectors wait side by side.
+_TAKEOVER_SECONDS = 0.05
+# A left-behind thread costs 8 MiB of address space; a node with more dead mounts than this has told enough.
+_MAX_LEFT_BEHIND = 32
+
+Key = Tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of a collector: *where* tells several calls of one collector apart, and appears in its message."""
+
+    collector: str
+    call: Callable[[], object]
+    limit_seconds: float
+    where: str = ""
+
+    @property
+    def key(self) -> Key:
+        return self.collector, self.where
+
+    def error(self, message: str) -> Dict[str, str]:
+        return {"collector": self.collector, "message": message + (" at " + self.where if self.where else "")}
+
+
+@dataclass(frozen=True)
+class MoreTasks:
+    """What a task returns that finds out what else there is to collect; *value* is its own result."""
+
+    tasks: Sequence[Task]
+    value: object
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the tasks brought: *values* has those that came back in time, *errors* a line for each of the others."""
+
+    values: Dict[Key, object]
+    errors: List[Dict[str, str]]
+
+
+class BoundedRunner:
+    """Run tasks on daemon threads, for one caller at a time.
+
+    A task that is still stuck from an earlier run is not started again, so a loop never piles up threads on one dead
+    mount.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._changed = threading.Condition(threading.Lock())
+        self._stuck: Dict[Key, float] = {}
+        self._worker: Optional[_Worker] = None
+
+    def run(self, tasks: Sequence[Task], deadline_seconds: float) -> Outcome:
+        """Run all *tasks*, each within its own limit; return by the time the clock shows *deadline_seconds*."""
+        batch = _Batch(self._clock, self._changed, self._stuck)
+        with self._changed:
+            for task in tasks:
+                batch.add(task)
+            if batch.pending:
+                self._hand_over(batch)
+                self._watch(batch, deadline_seconds)
+        return Outcome(batch.values, batch.errors)
+
+    def close(self) -> None:
+        """End the idle worker; stuck ones end when the kernel lets them go."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.batches.put(None)
+            worker.join(timeout=1.0)
+
+    def _watch(self, batch: _Batch, deadline_seconds: float) -> None:
+        while batch.pending or batch.running:
+            now = self._clock()
+            wake_at = self._give_up_overdue(batch, now, deadline_seconds)
+            if now >= deadline_seconds:
+                batch.errors.extend(task.error("not started in time") for task in batch.pending)
+                batch.pending.clear()
+            elif batch.pending:
+                if now - batch.last_start >= _TAKEOVER_SECONDS:
+                    self._release_worker()
+                    self._hand_over(batch)
+                wake_at = min(wake_at, batch.last_start + _TAKEOVER_SECONDS)
+            if batch.pending or batch.running:
+                self._changed.wait(max(0.0, wake_at - now))
+        if self._worker is not None and self._worker.task is not None:
+            self._release_worker()
+
+    def _give_up_overdue(self, batch: _Batch, now: float, deadline_seconds: float) -> float:
+        """Move the tasks past their limit to the errors; return when to look again."""
+        wake_at = deadline_seconds
+        for key, (task, started) in list(batch.running.items()):
+            until = min(started + task.limit_seconds, deadline_seconds)
+            if now < until:
+                wake_at = min(wake_at, until)
+                continue
+            del batch.running[key]
+            self._stuck[key] = started
+            batch.errors.append(task.error("timed out after {:.1f} s".format(max(0.0, until - started))))
+        return wake_at
+
+    def _hand_over(self, batch: _Batch) -> None:
+        if self._worker is None:
+            self._worker = _Worker()
+            self._worker.start()
+        batch.last_start = self._clock()
+        self._worker.batches.put(batch)
+
+    def _release_worker(self) -> None:
+        """Let the held-up worker end by itself, whenever that is."""
+        if self._worker is not None:
+            self._worker.batches.put(None)
+            self._worker = None
+
+
+class _Batch:
+    """The tasks of one run, shared by its workers; *changed* guards everything here and *stuck*."""
+
+    def __init__(self, clock: Callable[[], float], changed: threading.Condition, stuck: Dict[Key, float]) -> None:
+        self.pending: Deque[Task] = deque()
+        self.running: Dict[Key, Tuple[Task, float]] = {}
+        self.values: Dict[Key, object] = {}
+        self.errors: List[Dict[str, str]] = []
+        self.last_start = 0.0
+        self._clock = clock
+        self._changed = changed
+        self._stuck = stuck
+
+    def add(self, task: Task) -> None:
+        """Queue a task, unless an earlier call of it is still stuck."""
+        since = self._stuck.get(task.key)
+        if since is not None:
+            self.errors.append(task.error("still blocked after {:.0f} s".format(self._clock() - since)))
+        elif len(self._stuck) >= _MAX_LEFT_BEHIND:
+            self.errors.append(task.error("not tried, {} collectors are blocked".format(len(self._stuck))))
+        else:
+            self.pending.append(task)
+
+    def work(self, worker: _Worker) -> None:
+        """Run pending tasks until there are none, or until one of them came back after it was given up."""
+        while True:
+            with self._changed:
+                if not self.pending:
+                    return
+                task = self.pending.popleft()
+                self.last_start = self._clock()
+                self.running[task.key] = (task, self.last_start)
+                worker.task = task
+            failure = None
+            value: object = None
+            try:
+                value = task.call()
+            except Exception as error:
+                # Whatever a collector raises costs only its own part.
+                failure = task.error(_describe(error))
+            with self._changed:
+                worker.task = None
+                if self.running.pop(task.key, None) is None:
+                    self._stuck.pop(task.key, None)
+                    return
+                if failure is not None:
+                    self.errors.append(failure)
+                elif isinstance(value, MoreTasks):
+                    for more in value.tasks:
+                        self.add(more)
+                    self.values[task.key] = value.value
+                else:
+                    self.values[task.key] = value
+                if not self.pending and not self.running:
+                    self._changed.notify_all()
+
+
+class _Worker(threading.Thread):
+    def __init__(self) -> None:
+        super().__init__(name="probe", daemon=True)
+        self.batches: SimpleQueue[Optional[_Batch]] = SimpleQueue()
+        self.task: Optional[Task] = None
+
+    def run(self) -> None:
+        while True:
+            batch = self.batches.get()
+            if batch is None:
+                return
+            batch.work(self)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (": {}".format(error.filename) if error.filename else "")
+    return str(error) or type(error).__name__
