@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A collector that hangs costs its own part and nothing else, once and in a loop."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe import (
+    Sampler,
+    collect_facts,
+    collect_sample,
+)
+from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_parse import Mount
+from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_read import Reader, run_command
+from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_run import (
+    BoundedRunner,
+    MoreTasks,
+    Task,
+)
+
+COLLECTIONS = Path(__file__).parents[2] / "collections"
+SPACE = SimpleNamespace(f_frsize=4096, f_blocks=1000, f_bfree=500, f_bavail=400, f_files=100, f_ffree=50)
+ROOT_LINE = "28 1 254:1 / / rw,relatime - ext4 /dev/vda1 rw\n"
+
+
+@pytest.fixture
+def runner(gate: threading.Event) -> Iterator[BoundedRunner]:
+    bounded = BoundedRunner()
+    yield bounded
+    bounded.close()
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """Hold collectors until the test is over, then let every thread go."""
+    event = threading.Event()
+    yield event
+    event.set()
+    deadline = time.monotonic() + 5
+    for thread in threading.enumerate():
+        if thread.name == "probe":
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    files = {
+        "proc/stat": "cpu  1 0 1 8 0 0 0 0\ncpu0 1 0 1 8 0 0 0 0\n",
+        "proc/loadavg": "0.1 0.2 0.3 1/2 3\n",
+        "proc/uptime": "10.5 9.0\n",
+        "proc/meminfo": "MemTotal: 1000 kB\nMemAvailable: 500 kB\n",
+        "proc/net/dev": "",
+        "proc/self/mountinfo": ROOT_LINE + "98 28 0:45 / /mnt/nas rw,relatime - nfs4 nas:/export rw\n",
+        "proc/sys/kernel/hostname": "node\n",
+        "proc/sys/kernel/random/boot_id": "0d1c\n",
+        "proc/cpuinfo": "",
+    }
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    return tmp_path
+
+
+def soon(seconds: float = 5.0) -> float:
+    return time.monotonic() + seconds
+
+
+def test_run_returns_values_and_errors(runner: BoundedRunner) -> None:
+    def fail() -> None:
+        raise ValueError("no sense in it")
+
+    outcome = runner.run([Task("good", lambda: 7, 1.0), Task("bad", fail, 1.0, "/x")], soon())
+
+    assert outcome.values == {("good", ""): 7}
+    assert outcome.errors == [{"collector": "bad", "message": "no sense in it at /x"}]
+
+
+def test_run_adds_what_a_task_finds(runner: BoundedRunner) -> None:
+    more = MoreTasks([Task("disk", lambda: 1, 1.0, "/"), Task("disk", lambda: 2, 1.0, "/data")], "found")
+
+    outcome = runner.run([Task("disk", lambda: more, 1.0)], soon())
+
+    assert outcome.values == {("disk", ""): "found", ("disk", "/"): 1, ("disk", "/data"): 2}
+
+
+def test_run_lets_hanging_tasks_wait_side_by_side(runner: BoundedRunner, gate: threading.Event) -> None:
+    hanging = [Task("nas", gate.wait, 0.5, f"/mnt/{number}") for number in range(5)]
+    started = time.monotonic()
+
+    outcome = runner.run([*hanging, Task("good", lambda: 7, 0.5)], soon())
+
+    assert outcome.values == {("good", ""): 7}
+    assert sorted(error["message"] for error in outcome.errors) == [
+        f"timed out after 0.5 s at /mnt/{number}" for number in range(5)
+    ]
+    assert time.monotonic() - started < 2.0
+
+
+def test_run_ends_at_deadline(runner: BoundedRunner, gate: threading.Event) -> None:
+    started = time.monotonic()
+
+    outcome = runner.run([Task("nas", gate.wait, 60.0)], soon(0.2))
+
+    assert outcome.errors == [{"collector": "nas", "message": "timed out after 0.2 s"}]
+    assert time.monotonic() - started < 2.0
+
+
+def test_run_does_not_pile_up_threads_on_a_stuck_task(runner: BoundedRunner, gate: threading.Event) -> None:
+    task = Task("nas", gate.wait, 0.1)
+    runner.run([task], soon())
+    threads = threading.active_count()
+
+    outcomes = [runner.run([task, Task("good", lambda: 7, 1.0)], soon()) for _ in range(20)]
+
+    assert threading.active_count() <= threads + 1
+    assert all(outcome.values == {("good", ""): 7} for outcome in outcomes)
+    assert outcomes[-1].errors[0]["message"].startswith("still blocked after")
+
+
+def test_run_tries_again_once_the_task_came_back(runner: BoundedRunner, gate: threading.Event) -> None:
+    back = threading.Event()
+
+    def hang() -> str:
+        gate.wait()
+        back.set()
+        return "here"
+
+    runner.run([Task("nas", hang, 0.1)], soon())
+    gate.set()
+    back.wait(5)
+    deadline = soon()
+    outcome = runner.run([Task("nas", hang, 1.0)], soon())
+    while outcome.errors and time.monotonic() < deadline:
+        outcome = runner.run([Task("nas", hang, 1.0)], soon())
+
+    assert outcome.values == {("nas", ""): "here"}
+
+
+def test_collect_sample_leaves_a_dead_mount_out(node: Path, gate: threading.Event) -> None:
+    def statvfs(path: str) -> SimpleNamespace:
+        if path == "/mnt/nas":
+            gate.wait()
+        return SPACE
+
+    started = time.monotonic()
+
+    sample = collect_sample(Reader(str(node), statvfs=statvfs), 0.1, timeout_seconds=5.0)
+
+    assert time.monotonic() - started <= 5.0
+    assert [filesystem["mount"] for filesystem in sample["filesystems"]] == ["/"]
+    assert sample["errors"] == [{"collector": "filesystems", "message": "timed out after 2.0 s at /mnt/nas"}]
+    assert sample["cpu"] is not None
+    assert sample["memory"] is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "lost", "collector"),
+    [
+        pytest.param("proc/meminfo", "memory", "memory", id="memory"),
+        pytest.param("proc/stat", "cpu", "cpu", id="cpu"),
+        pytest.param("proc/net/dev", "network", "network", id="network"),
+        pytest.param("proc/self/mountinfo", "filesystems", "filesystems", id="filesystems"),
+        pytest.param("proc/uptime", "uptime_seconds", "clock", id="clock"),
+    ],
+)
+def test_collect_sample_leaves_a_hanging_file_out(node: Path, path: str, lost: str, collector: str) -> None:
+    (node / path).unlink()
+    os.mkfifo(node / path)
+    parts = {"cpu", "memory", "filesystems", "network", "containers", "thermal", "uptime_seconds"}
+    started = time.monotonic()
+
+    sample = collect_sample(Reader(str(node), statvfs=lambda _: SPACE), 0.1, timeout_seconds=1.0)
+
+    elapsed_seconds = time.monotonic() - started
+    release_fifo(node / path)
+    assert elapsed_seconds <= 2.0
+    assert {part for part in parts if sample[part] is None} == {lost}
+    assert [error["collector"] for error in sample["errors"]] == [collector]
+
+
+def test_collect_facts_leaves_a_hanging_file_out(node: Path) -> None:
+    (node / "proc/meminfo").unlink()
+    os.mkfifo(node / "proc/meminfo")
+
+    facts = collect_facts(Reader(str(node), statvfs=lambda _: SPACE), timeout_seconds=0.5)
+
+    release_fifo(node / "proc/meminfo")
+    assert facts["memory_total_bytes"] is None
+    assert facts["hostname"] == "node"
+    assert [error["collector"] for error in facts["errors"]] == ["memory_total_bytes"]
+
+
+def test_collect_sample_names_what_is_missing(node: Path) -> None:
+    (node / "proc/meminfo").write_text("nonsense\n")
+
+    sample = collect_sample(Reader(str(node), statvfs=lambda _: SPACE), 0.01)
+
+    assert sample["memory"] is None
+    assert sample["errors"] == [{"collector": "memory", "message": "/proc/meminfo lacks MemTotal or MemAvailable"}]
+
+
+@pytest.mark.parametrize(("interval", "timeout"), [(0.0, 5.0), (5.0, 5.0), (float("nan"), 5.0)])
+def test_collect_sample_refuses_interval(node: Path, interval: float, timeout: float) -> None:
+    with pytest.raises(ValueError, match="interval_seconds"):
+        collect_sample(Reader(str(node)), interval, timeout_seconds=timeout)
+
+
+def test_sampler_sees_a_filesystem_turn_read_only(node: Path) -> None:
+    sampler = Sampler(Reader(str(node), statvfs=lambda _: SPACE))
+    first = sampler.sample()
+    (node / "proc/self/mountinfo").write_text(ROOT_LINE.replace("vda1 rw", "vda1 ro,errors=remount-ro"))
+
+    second = sampler.sample()
+    sampler.close()
+
+    assert (first["root_read_only"], second["root_read_only"]) == (False, True)
+
+
+def test_sampler_compares_with_the_sample_before(node: Path) -> None:
+    sampler = Sampler(Reader(str(node), statvfs=lambda _: SPACE))
+    first = sampler.sample()
+    (node / "proc/stat").write_text("cpu  26 0 1 83 0 0 0 0\ncpu0 26 0 1 83 0 0 0 0\n")
+
+    second = sampler.sample()
+    sampler.close()
+
+    assert first["cpu"]["use_percent"] is None
+    assert second["cpu"]["use_percent"] == 25.0
+
+
+def test_process_ends_although_a_collector_hangs(node: Path) -> None:
+    (node / "proc/meminfo").unlink()
+    os.mkfifo(node / "proc/meminfo")
+    package = "ansible_collections.iot_platform.node_manager.plugins.module_utils"
+    script = (
+        f"import sys; sys.path.insert(0, {str(COLLECTIONS)!r})\n"
+        f"from {package}._probe import collect_sample\nfrom {package}._probe_read import Reader\n"
+        f"print(collect_sample(Reader({str(node)!r}), 0.1, timeout_seconds=0.5)['memory'])\n"
+    )
+
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True)
+
+    assert result.stdout == "None\n"
+
+
+def test_space_asks_a_remote_filesystem_through_a_child(tmp_path: Path) -> None:
+    expected = os.statvfs(tmp_path)
+    mount = Mount("0:45", "/", str(tmp_path), "nfs4", "nas:/export", read_only=False)
+
+    space = Reader().space(mount, 5.0)
+
+    assert space.total_bytes == expected.f_blocks * expected.f_frsize
+    assert space.inodes_total == expected.f_files
+
+
+def test_run_command_gives_up(tmp_path: Path) -> None:
+    started = time.monotonic()
+
+    with pytest.raises(TimeoutError, match=r"timed out after 0\.1 s"):
+        run_command(["sleep", "30"], 0.1)
+
+    assert time.monotonic() - started < 3.0
+
+
+@pytest.mark.parametrize("argv", [["/nonexistent/command"], ["false"]], ids=["absent", "failing"])
+def test_run_command_answers_none(argv: list[str]) -> None:
+    assert run_command(argv, 5.0) is None
+
+
+def release_fifo(path: Path) -> None:
+    """Let the threads that wait in open() go, and wait until they are gone."""
+    held: Callable[[], bool] = lambda: any(thread.name == "probe" for thread in threading.enumerate())  # noqa: E731
+    deadline = soon()
+    while held() and time.monotonic() < deadline:
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            threading.Event().wait(0.01)
