@@ -25,7 +25,7 @@ class RunningService:
     home: Path
     environment: dict[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = ("-m", "node_manager", "serve")
-    port: int = 0
+    port: int = field(default_factory=lambda: free_port())
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -45,7 +45,6 @@ class RunningService:
 
     def start(self) -> RunningService:
         """Start and wait until it is ready."""
-        self.port = self.port or free_port()
         log = (self.home.parent / f"{self.home.name}.log").open("ab")
         with log:
             self.process = subprocess.Popen(

@@ -100,7 +100,7 @@ def serve(
     token_file = Tokens(store).ensure_admin(settings.home)
     if local:
         _register_local(store, settings)
-    console = Console()
+    console = screen.make_console()
 
     def on_started(parts: Parts) -> None:
         job = parts.jobs.submit(JobAction.REGISTER, [LOCAL_NODE_ID], "first start") if local else None
@@ -150,7 +150,7 @@ def nodes(
     if output is Output.JSON:
         _write_json(found)
     elif found:
-        Console().print(screen.nodes_table(found))
+        screen.make_console().print(screen.nodes_table(found))
     else:
         _note("No nodes. 'nodectl register --local' registers this machine, 'nodectl apply -f nodes.yml' many.")
 
@@ -236,7 +236,7 @@ def token_list(output: OutputOption = Output.TABLE) -> None:
             ]
         )
     else:
-        Console().print(screen.tokens_table(records))
+        screen.make_console().print(screen.tokens_table(records))
 
 
 @token_app.command("revoke")

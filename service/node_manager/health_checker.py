@@ -80,9 +80,7 @@ def new_state(now: datetime) -> NodeState:
 
 def after_success(state: NodeState, at: datetime) -> NodeState:
     """Judge a contact in which the node was reached and the probe answered."""
-    state = replace(state, failures=0, last_contact_at=at, last_attempt_at=at)
-    for condition in _PATH:
-        state = _with_condition(state, Condition(condition, True, ContactReason.OK, "", at))
+    state = _answered(state, at)
     if state.health in {Health.RECOVERING, Health.FLAPPING}:
         return state
     return _with_health(state, *_health_by_checks(state), at)
@@ -93,10 +91,11 @@ def after_report(state: NodeState, report: Report, at: datetime) -> NodeState:
 
     A report that a later look has overtaken still tells of the checks; whether the node answers, the later look knows.
     """
-    if state.last_attempt_at is None or at >= state.last_attempt_at:
-        state = after_success(state, at)
-    elif state.health is Health.UNREACHABLE:
+    overtaken = state.last_attempt_at is not None and at < state.last_attempt_at
+    if overtaken and state.health is Health.UNREACHABLE:
         return state
+    if not overtaken:
+        state = _answered(state, at)
     failed = [check for check in report.checks if check.state is CheckState.FAILED]
     if not failed:
         state = _with_condition(state, Condition(ConditionType.CHECKS_PASSING, True, ContactReason.OK, "", at))
@@ -105,7 +104,9 @@ def after_report(state: NodeState, report: Report, at: datetime) -> NodeState:
         reason = CRITICAL_CHECK_FAILED if critical else WARNING_CHECK_FAILED
         message = "; ".join(f"{check.name}: {check.message}" for check in critical or failed)
         state = _with_condition(state, Condition(ConditionType.CHECKS_PASSING, False, reason, message[:4000], at))
-    return state if state.health is Health.SUSPECT else _with_health(state, *_health_by_checks(state), at)
+    if overtaken and state.health is Health.SUSPECT:
+        return state
+    return _with_health(state, *_health_by_checks(state), at)
 
 
 def after_failure(state: NodeState, contact: Contact, at: datetime, limits: HealthSettings) -> NodeState:
@@ -149,6 +150,13 @@ def is_schedulable(admin: Admin, state: NodeState, now: datetime, stale_after: t
     return state.health in {Health.HEALTHY, Health.DEGRADED} and all(
         condition.status or condition.reason == WARNING_CHECK_FAILED for condition in state.conditions
     )
+
+
+def _answered(state: NodeState, at: datetime) -> NodeState:
+    state = replace(state, failures=0, last_contact_at=at, last_attempt_at=at)
+    for condition in _PATH:
+        state = _with_condition(state, Condition(condition, True, ContactReason.OK, "", at))
+    return state
 
 
 def _after_silence(state: NodeState, contact: Contact, at: datetime, limits: HealthSettings) -> NodeState:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -90,8 +90,7 @@ class NodeFilter:
     labels: tuple[tuple[str, str | None], ...] = ()
 
 
-@dataclass(frozen=True)
-class NodeVersion:
+class NodeVersion(NamedTuple):
     """The identity of one rendered node: as long as it is equal, the node is too."""
 
     node_id: str
@@ -257,18 +256,14 @@ class NodeRegistry:
 
     def page(self, wanted: NodeFilter, limit: int, after: str | None) -> NodePage:
         """List the versions of the nodes that pass *wanted*, ordered by node_id, those behind *after*."""
-        query = (
-            sa.select(tables.nodes.c.node_id, tables.nodes.c.generation, tables.node_states.c.revision)
-            .join(tables.node_states, tables.node_states.c.node_id == tables.nodes.c.node_id)
-            .where(*_conditions(wanted))
-            .order_by(tables.nodes.c.node_id)
-            .limit(limit + 1)
-        )
-        if after is not None:
-            query = query.where(tables.nodes.c.node_id > after)
+        query = _PAGE_QUERY
+        conditions = _conditions(wanted)
+        if conditions:
+            query = query.where(*conditions)
         with self._store.read() as connection:
-            rows = connection.execute(query).all()
-        versions = [NodeVersion(*row) for row in rows[:limit]]
+            # Ids are not empty, so all of them are behind "".
+            rows = connection.execute(query, {"after": after or "", "most": limit + 1}).all()
+        versions = [NodeVersion._make(row) for row in rows[:limit]]
         return NodePage(versions, versions[-1].node_id if len(rows) > limit else None)
 
     def load(self, node_ids: Sequence[str]) -> dict[str, Node]:
@@ -322,6 +317,14 @@ class NodeRegistry:
         return list(connection.scalars(query.order_by(tables.nodes.c.node_id).limit(6)))
 
 
+# Built once: putting a statement together costs more than SQLite needs to run it.
+_PAGE_QUERY = (
+    sa.select(tables.nodes.c.node_id, tables.nodes.c.generation, tables.node_states.c.revision)
+    .join(tables.node_states, tables.node_states.c.node_id == tables.nodes.c.node_id)
+    .where(tables.nodes.c.node_id > sa.bindparam("after"))
+    .order_by(tables.nodes.c.node_id)
+    .limit(sa.bindparam("most"))
+)
 _NODE_QUERY = (
     sa.select(
         tables.nodes,

@@ -183,6 +183,7 @@ class PlaybookProcess:
             playbook=self._playbooks[request.action],
             inventory=str(inventory),
             private=str(private),
+            control=str(self._files.control(request.job_id)),
             log=str(self._files.log(request.job_id)),
             log_max_bytes=self._log_max_bytes,
             deciding_modules=self._deciding_modules[request.action],

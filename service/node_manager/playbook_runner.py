@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -45,6 +46,7 @@ class RunSpec:
     playbook: str
     inventory: str
     private: str
+    control: str
     log: str
     log_max_bytes: int
     deciding_modules: tuple[str, ...]
@@ -133,8 +135,10 @@ def printable(text: str) -> str:
 class _Ending:
     """Ends the run when the manager asks for it or is gone."""
 
-    def __init__(self, job_id: str) -> None:
-        self._job_id = job_id
+    def __init__(self, spec: RunSpec) -> None:
+        self._job_id = spec.job_id
+        self._folders = (spec.control, spec.private)
+        self._orphaned = threading.Event()
         self._asked = threading.Event()
         self._over = threading.Event()
 
@@ -153,13 +157,18 @@ class _Ending:
         """End what the run has left behind, above all ssh keeping connections open."""
         self._over.set()
         kill_job(self._job_id)
+        if self._orphaned.is_set():
+            # Else the manager does it, when it has read what it wants of them.
+            for folder in self._folders:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _watch_manager(self) -> None:
         while os.read(sys.stdin.fileno(), 4096):
             pass
+        self._orphaned.set()
         self._asked.set()
         if not self._over.wait(_ORPHAN_EXIT_SECONDS):
-            kill_job(self._job_id)
+            self.finish()
             os._exit(1)
 
     def _kill_when_asked(self) -> None:
@@ -173,7 +182,7 @@ def run(spec: RunSpec, output: TextIO) -> None:
     """Run the playbook to its end, or until we are told to stop."""
     import ansible_runner  # noqa: PLC0415  # the manager imports this file for RunSpec and runs no playbook itself
 
-    ending = _Ending(spec.job_id)
+    ending = _Ending(spec)
     ending.start()
     reader = EventReader(CappedLog(Path(spec.log), spec.log_max_bytes), output, spec.deciding_modules)
     try:

@@ -6,11 +6,12 @@ Rendering only: plain data in, rich objects out.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +20,8 @@ from node_manager.access import TokenRecord
 from node_manager.resource_monitor import Utilization
 from node_manager.views import render_time
 
+# A pipe or a file has no width; lines must not be cut for it.
+_FILE_WIDTH = 400
 _HEALTH_STYLES = {
     "healthy": "green",
     "degraded": "yellow",
@@ -29,11 +32,16 @@ _HEALTH_STYLES = {
 }
 
 
+def make_console() -> Console:
+    """Open standard output: as wide as the terminal, and wide enough for whole lines where it is none."""
+    return Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH, soft_wrap=True)
+
+
 def nodes_table(nodes: Iterable[Mapping[str, Any]]) -> Table:
     """Lay nodes out, one a line."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("NODE", "STATUS", "HEALTH", "SCHEDULABLE", "TYPE", "ADDRESS", "ZONE", "SITE", "CPU", "MEMORY"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, no_wrap=True)
     for node in nodes:
         capacity = node["capacity"]
         table.add_row(
@@ -55,7 +63,7 @@ def tokens_table(tokens: Iterable[TokenRecord]) -> Table:
     """Lay tokens out, one a line; the tokens themselves are not known."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("ID", "NAME", "ROLE", "CREATED", "REVOKED"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, no_wrap=True)
     for token in tokens:
         table.add_row(
             token.token_id,

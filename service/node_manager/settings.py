@@ -76,7 +76,7 @@ class MonitoringSettings(Section):
     check_interval_seconds: PositiveSeconds = Field(300, description="Pause between two runs of a node's health checks")
     sample_seconds: PositiveSeconds = Field(1.0, description="Interval over which CPU and network rates are measured")
     stale_after_seconds: PositiveSeconds = Field(
-        180, description="Age from which a sample no longer makes a node schedulable"
+        180, description="Age of the last contact from which on a node is not schedulable"
     )
 
 
@@ -211,7 +211,7 @@ def load_settings(environ: Mapping[str, str] | None = None, config_file: Path | 
     """
     environ = os.environ if environ is None else environ
     path = config_file or Path(environ.get("NODE_MANAGER_CONFIG") or _default_config_file())
-    raw = _read_json(path)
+    raw = _read_json(path, "set NODE_MANAGER_CONFIG to your config.json or restore the one shipped")
     overridden = _apply_environment(raw, environ)
     try:
         configuration = Configuration.model_validate(raw)
@@ -219,7 +219,9 @@ def load_settings(environ: Mapping[str, str] | None = None, config_file: Path | 
         raise SettingsError(_explain(error, path, overridden)) from None
     types_path = path.parent / configuration.node_types_file
     try:
-        node_types = NodeTypes.model_validate(_read_json(types_path)).node_types
+        node_types = NodeTypes.model_validate(
+            _read_json(types_path, f"copy the one shipped there, or change node_types_file in {path}")
+        ).node_types
     except ValidationError as error:
         raise SettingsError(_explain(error, types_path, {})) from None
     _check_references(configuration, path)
@@ -242,13 +244,11 @@ def _default_config_file() -> Path:
     return checkout if checkout.exists() else _PACKAGED_DATA / "config.json"
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, if_missing: str) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise SettingsError(
-            f"{path}: no such file; set NODE_MANAGER_CONFIG to your config.json or restore the one shipped"
-        ) from None
+        raise SettingsError(f"{path}: no such file; {if_missing}") from None
     except OSError as error:
         raise SettingsError(f"{path}: can't be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -286,7 +286,9 @@ def _parse_value(text: str) -> Any:
 def _explain(error: ValidationError, path: Path, overridden: Mapping[str, str]) -> str:
     first = error.errors(include_url=False)[0]
     key = " ".join(".".join(str(part) for part in first["loc"]).split()) or "(the whole file)"
-    source = next((name for place, name in overridden.items() if _overlap(place, key)), None)
+    # What lacks a key may itself be there only by a variable.
+    place = key.rpartition(".")[0] if first["type"] == "missing" else key
+    source = next((name for given, name in overridden.items() if _overlap(given, place)), None)
     where = f"{source} ({key})" if source else f"{path}: {key}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":

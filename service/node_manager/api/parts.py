@@ -38,7 +38,8 @@ class Parts:
     clock: Clock
 
 
-def _parts(request: Request) -> Parts:
+async def _parts(request: Request) -> Parts:
+    # async although it waits for nothing: the framework would send a plain function through the thread pool.
     parts: Parts = request.app.state.parts
     return parts
 
