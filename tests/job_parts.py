@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -181,11 +182,10 @@ def request(*node_ids: str, action: JobAction = JobAction.CHECK) -> RunRequest:
 def wait_until(condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> None:
     """Wait for a condition, with a deadline."""
     pause = threading.Event()
-    for _ in range(int(seconds / 0.02)):
-        if condition():
-            return
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"after {seconds} s it is still not so"
         pause.wait(0.02)
-    raise AssertionError(f"after {seconds} s it is still not so")
 
 
 def ended(queue: JobQueue, job: Job) -> Job:
