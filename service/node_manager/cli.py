@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -28,7 +28,6 @@ from rich.progress import Progress
 
 from node_manager import __version__, resource_monitor, screen
 from node_manager.access import Tokens
-from node_manager.api.parts import Parts
 from node_manager.client import HttpManager, LocalManager, Manager, UnreachableManagerError, read_token
 from node_manager.declarations import Connection, NodeDeclaration
 from node_manager.domain import Health, JobAction, Role, Status
@@ -36,6 +35,7 @@ from node_manager.jobs import Job
 from node_manager.logs import configure_logging
 from node_manager.main import connect, create_app
 from node_manager.node_registry import NodeRegistry
+from node_manager.parts import Parts
 from node_manager.problems import ProblemError
 from node_manager.settings import Settings, SettingsError, load_settings
 from node_manager.shapes import Sample
@@ -260,7 +260,8 @@ def _local_store() -> Iterator[tuple[Store, Settings]]:
 @contextmanager
 def _manager() -> Iterator[Manager]:
     if url := os.environ.get("NODE_MANAGER_URL"):
-        yield HttpManager(url, read_token(os.environ, load_settings().home))
+        with closing(HttpManager(url, read_token(os.environ, load_settings().home))) as remote:
+            yield remote
         return
     with _local_store() as (store, settings):
         yield LocalManager(store, settings)

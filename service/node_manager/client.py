@@ -90,6 +90,10 @@ class HttpManager:
         answer = self._call("POST", "/nodes", json=declaration.model_dump(mode="json", exclude_unset=True))
         return answer.json(), answer.status_code == 201
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             answer = self._client.request(method, path, **options)

@@ -25,10 +25,10 @@ from node_manager.api.errors import Problem, add_handlers
 from node_manager.api.fragments import NodeFragments
 from node_manager.api.gate import Gate
 from node_manager.api.nodes import make_router
-from node_manager.api.parts import Parts
 from node_manager.jobs import JobQueue
 from node_manager.node_registry import Clock, NodeRegistry, utc_now
 from node_manager.observations import ObservationLog
+from node_manager.parts import Parts
 from node_manager.playbook_process import Runner
 from node_manager.scheduler import Scheduler
 from node_manager.settings import Settings, load_settings

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from node_manager.cli import ExitCode
 from running_service import RunningService
 
 FIRST_SCREEN_SECONDS = 60
@@ -163,7 +164,7 @@ def test_apply_goes_on_past_a_refused_node_and_exits_4(service: RunningService, 
 
     done = nodectl(service, "apply", "-f", file, "-o", "json")
 
-    assert done.returncode == 4
+    assert done.returncode == ExitCode.PARTLY
     assert [(item["node_id"], item["result"]) for item in json.loads(done.stdout)] == [
         ("gw-1", "refused"),
         ("gw-2", "created"),

@@ -9,18 +9,9 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query, Response
 from starlette.concurrency import run_in_threadpool
 
+from node_manager.api.answers import job_headers, json_response, wait_for, write_cursor
 from node_manager.api.errors import responses
-from node_manager.api.parts import (
-    Cursor,
-    Limit,
-    PartsDependency,
-    Wait,
-    job_headers,
-    json_response,
-    read_cursor,
-    wait_for,
-    write_cursor,
-)
+from node_manager.api.parameters import Cursor, Limit, PartsDependency, Wait, read_cursor
 from node_manager.api.schemas import JobIn, JobOut, JobPageOut
 from node_manager.api.security import Operator, Viewer
 from node_manager.declarations import NODE_ID_PATTERN

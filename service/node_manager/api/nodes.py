@@ -10,30 +10,26 @@ from fastapi import APIRouter, Query, Response
 from starlette.concurrency import run_in_threadpool
 
 from node_manager import events, resource_monitor
+from node_manager.api.answers import etag, job_headers, json_response, wait_for, write_cursor
 from node_manager.api.errors import responses
 from node_manager.api.fragments import NodeFragments
-from node_manager.api.parts import (
+from node_manager.api.parameters import (
     Cursor,
     IfMatch,
     Limit,
     NodeIdPath,
-    Parts,
     PartsDependency,
     Wait,
-    etag,
-    job_headers,
-    json_response,
     read_cursor,
     read_if_match,
     read_number_cursor,
-    wait_for,
-    write_cursor,
 )
 from node_manager.api.schemas import EventPageOut, NodeDetailOut, NodePageOut, StatusIn
 from node_manager.api.security import Operator, Viewer
 from node_manager.declarations import NodeChange, NodeDeclaration
 from node_manager.domain import Health, JobAction, Status
 from node_manager.node_registry import Node, NodeFilter
+from node_manager.parts import Parts
 from node_manager.problems import InvalidInputError
 from node_manager.views import render_node_detail, render_time
 

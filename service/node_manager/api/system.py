@@ -10,8 +10,9 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import RedirectResponse
 
 from node_manager import inventory
+from node_manager.api.answers import json_response
 from node_manager.api.errors import problem_response, responses
-from node_manager.api.parts import PartsDependency, json_response
+from node_manager.api.parameters import PartsDependency
 from node_manager.api.security import Viewer
 from node_manager.declarations import NODE_ID_PATTERN
 from node_manager.store import StoreUnavailableError

@@ -13,23 +13,15 @@ from starlette.concurrency import run_in_threadpool
 
 from node_manager import resource_monitor
 from node_manager.access import Identity
+from node_manager.api.answers import job_headers, json_response, not_looked_at, wait_for
 from node_manager.api.errors import responses
 from node_manager.api.jobs import render_job
-from node_manager.api.parts import (
-    MaxAge,
-    NodeIdPath,
-    Parts,
-    PartsDependency,
-    Wait,
-    job_headers,
-    json_response,
-    not_looked_at,
-    wait_for,
-)
+from node_manager.api.parameters import MaxAge, NodeIdPath, PartsDependency, Wait
 from node_manager.api.schemas import HealthOut, JobOut, ObservationsIn, OutcomeOut, ResourcesOut, UtilizationOut
 from node_manager.api.security import Observer, Operator, Viewer
 from node_manager.domain import JobAction, Role
 from node_manager.observations import Observation
+from node_manager.parts import Parts
 from node_manager.resource_allocator import account, capacity_of
 from node_manager.resource_monitor import Observed
 from node_manager.store import tables
