@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from node_manager import events, resource_monitor
@@ -20,14 +20,16 @@ from node_manager.api.parameters import (
     NodeIdPath,
     PartsDependency,
     Wait,
+    describe_query,
     read_cursor,
     read_if_match,
     read_number_cursor,
+    read_query,
 )
-from node_manager.api.schemas import EventPageOut, NodeDetailOut, NodePageOut, StatusIn
+from node_manager.api.schemas import EventPageOut, NodeDetailOut, NodePageOut, NodeQuery, StatusIn
 from node_manager.api.security import Operator, Viewer
 from node_manager.declarations import NodeChange, NodeDeclaration
-from node_manager.domain import Health, JobAction, Status
+from node_manager.domain import JobAction
 from node_manager.node_registry import Node, NodeFilter
 from node_manager.parts import Parts
 from node_manager.problems import InvalidInputError
@@ -47,27 +49,14 @@ def make_router(fragments: NodeFragments) -> APIRouter:
     """Build the endpoints under /nodes; *fragments* renders the items of lists."""
     router = APIRouter(tags=["nodes"])
 
-    @router.get("/nodes", response_model=NodePageOut, responses=responses(422))
-    def list_nodes(
-        parts: PartsDependency,
-        _identity: Viewer,
-        limit: Limit = 100,
-        cursor: Cursor = None,
-        status: Annotated[Status | None, Query(description="Only of this status")] = None,
-        health: Annotated[Health | None, Query(description="Only of this health")] = None,
-        node_type: Annotated[str | None, Query(alias="type", max_length=63, description="Only of this type")] = None,
-        zone: Annotated[str | None, Query(max_length=63, description="Only in this zone")] = None,
-        site: Annotated[str | None, Query(max_length=63, description="Only at this site")] = None,
-        region: Annotated[str | None, Query(max_length=63, description="Only in this region")] = None,
-        label: Annotated[
-            list[str] | None, Query(max_length=16, description="key=value, or key for any value; all must hold")
-        ] = None,
-    ) -> Response:
+    @router.get("/nodes", response_model=NodePageOut, responses=responses(422), openapi_extra=describe_query(NodeQuery))
+    def list_nodes(parts: PartsDependency, _identity: Viewer, request: Request) -> Response:
         """List nodes in the order of their ids."""
-        _no_nul({"type": node_type, "zone": zone, "site": site, "region": region})
-        labels = tuple(_read_label(text) for text in label or ())
-        wanted = NodeFilter(status, health, node_type, zone, site, region, labels)
-        page = parts.registry.page(wanted, limit, _read_id_cursor(cursor))
+        query = read_query(request, NodeQuery)
+        _no_nul({"type": query.type, "zone": query.zone, "site": query.site, "region": query.region})
+        labels = tuple(_read_label(text) for text in query.label)
+        wanted = NodeFilter(query.status, query.health, query.type, query.zone, query.site, query.region, labels)
+        page = parts.registry.page(wanted, query.limit, _read_id_cursor(query.cursor))
         body = b'{"items":[' + b",".join(fragments.render(page.versions)) + b'],"next_cursor":'
         following = None if page.next_after is None else write_cursor(page.next_after)
         return Response(body + json.dumps(following).encode() + b"}", media_type="application/json")

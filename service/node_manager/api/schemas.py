@@ -176,6 +176,22 @@ class ResourcesOut(Output):
     allocations: list[AllocationOut]
 
 
+class NodeQuery(Input):
+    """Which nodes to list. One model, checked in one go: this is the call that everybody polls."""
+
+    limit: int = Field(100, ge=1, le=1000, description="Largest number of items")
+    cursor: str | None = Field(None, max_length=512, description="next_cursor of the page before")
+    status: Status | None = Field(None, description="Only of this status")
+    health: Health | None = Field(None, description="Only of this health")
+    type: str | None = Field(None, max_length=63, description="Only of this type")
+    zone: str | None = Field(None, max_length=63, description="Only in this zone")
+    site: str | None = Field(None, max_length=63, description="Only at this site")
+    region: str | None = Field(None, max_length=63, description="Only in this region")
+    label: list[str] = Field(
+        default_factory=list, max_length=16, description="key=value, or key for any value; all must hold"
+    )
+
+
 class StatusIn(Input):
     """What an operator says about a node."""
 

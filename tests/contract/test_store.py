@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a transaction promises on either engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+import sqlalchemy as sa
+from builders import START
+from node_manager.store import Store, open_store, tables
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, StatementError
+
+LEASE = {"name": "leader", "holder": "a", "expires_at": START}
+
+
+def test_write_commits_at_the_end(store: Store) -> None:
+    with store.write() as connection:
+        connection.execute(tables.leases.insert(), LEASE)
+
+    with store.read() as connection:
+        assert connection.execute(sa.select(tables.leases)).one()._asdict() == LEASE
+
+
+def test_write_that_raises_leaves_nothing(store: Store) -> None:
+    with suppress(ZeroDivisionError), store.write() as connection:
+        connection.execute(tables.leases.insert(), LEASE)
+        raise ZeroDivisionError
+
+    with store.read() as connection:
+        assert connection.execute(sa.select(tables.leases)).all() == []
+
+
+def test_write_passes_broken_constraints_through(store: Store) -> None:
+    with store.write() as connection:
+        connection.execute(tables.leases.insert(), LEASE)
+
+    with pytest.raises(IntegrityError), store.write() as connection:
+        connection.execute(tables.leases.insert(), LEASE)
+
+
+def test_write_passes_a_wrong_statement_through(store: Store) -> None:
+    with pytest.raises((OperationalError, ProgrammingError)), store.write() as connection:
+        connection.execute(sa.text("SELECT * FROM there_is_no_such_table"))
+
+
+def test_write_refuses_a_naive_time(store: Store) -> None:
+    with pytest.raises(StatementError), store.write() as connection:
+        connection.execute(tables.leases.insert(), {**LEASE, "expires_at": datetime(2026, 1, 1)})  # noqa: DTZ001
+
+
+def test_write_of_two_threads_loses_no_update(store: Store) -> None:
+    with store.write() as connection:
+        connection.execute(tables.leases.insert(), {**LEASE, "holder": "0"})
+
+    def count_up() -> None:
+        for _ in range(25):
+            with store.write() as connection:
+                row = connection.execute(sa.select(tables.leases.c.holder).with_for_update()).one()
+                connection.execute(tables.leases.update(), {"holder": str(int(row.holder) + 1)})
+
+    threads = [threading.Thread(target=count_up) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    with store.read() as connection:
+        assert connection.scalar(sa.select(tables.leases.c.holder)) == "50"
+
+
+def test_read_sees_one_state(store: Store) -> None:
+    count = sa.select(sa.func.count()).select_from(tables.leases)
+
+    with store.read() as reader:
+        before = reader.scalar(count)
+        with store.write() as writer:
+            writer.execute(tables.leases.insert(), LEASE)
+        after = reader.scalar(count)
+
+    assert (before, after) == (0, 0)
+
+
+def test_read_sees_what_was_committed_before(store: Store) -> None:
+    with store.read() as connection:
+        connection.execute(sa.select(tables.leases)).all()
+    with store.write() as connection:
+        connection.execute(tables.leases.insert(), LEASE)
+
+    with store.read() as connection:
+        assert len(connection.execute(sa.select(tables.leases)).all()) == 1
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        START,
+        datetime(1970, 1, 1, tzinfo=UTC),
+        datetime(1, 1, 1, tzinfo=UTC),
+        datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+        datetime(2026, 3, 29, 2, 30, 0, 1, tzinfo=timezone(timedelta(hours=2))),
+    ],
+    ids=["now", "epoch", "first-year", "last-microsecond", "another-zone"],
+)
+def test_times_come_back_to_the_microsecond(store: Store, at: datetime) -> None:
+    with store.write() as connection:
+        connection.execute(tables.leases.insert(), {**LEASE, "expires_at": at})
+
+    with store.read() as connection:
+        assert connection.scalar(sa.select(tables.leases.c.expires_at)) == at
+
+
+def test_deleting_a_node_deletes_what_hangs_on_it(store: Store) -> None:
+    with store.read() as connection:
+        names = sa.inspect(connection).get_table_names()
+        keys = {name: sa.inspect(connection).get_foreign_keys(name) for name in names}
+
+    cascading = {
+        name
+        for name, foreign in keys.items()
+        if any(key["referred_table"] == "nodes" and key["options"].get("ondelete") == "CASCADE" for key in foreign)
+    }
+
+    expected = {"host_keys", "node_facts", "node_labels", "node_reports", "node_samples", "node_states"}
+    assert cascading == expected | {"sample_history"}
+
+
+def test_open_store_finds_its_data_again(store: Store, store_url: str) -> None:
+    with store.write() as connection:
+        connection.execute(tables.leases.insert(), LEASE)
+    store.close()
+
+    again = open_store(store_url)
+
+    with again.read() as connection:
+        assert connection.scalar(sa.select(tables.leases.c.holder)) == "a"
+    again.close()
+
+
+def test_open_store_may_run_in_several_processes_at_once(empty_url: str) -> None:
+    code = "import sys; from node_manager.store import open_store; open_store(sys.argv[1], 20).close()"
+
+    started = [subprocess.Popen([sys.executable, "-c", code, empty_url], stderr=subprocess.PIPE) for _ in range(3)]
+
+    outcomes = [(process.communicate(timeout=60)[1], process.returncode) for process in started]
+    assert outcomes == [(b"", 0)] * 3
