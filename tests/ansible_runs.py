@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -109,6 +111,9 @@ class PlaybookRun:
 def make_controller(home: Path, **environment: str) -> Controller:
     """Set up a controller whose state is in *home*."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
+    # A path below 100 bytes, and connections that no other test opened.
+    sockets = tempfile.mkdtemp(prefix="nm-cp-")
+    atexit.register(shutil.rmtree, sockets, ignore_errors=True)
     return Controller(
         home,
         {
@@ -116,8 +121,7 @@ def make_controller(home: Path, **environment: str) -> Controller:
             "PATH": f"{BIN}{os.pathsep}{inherited.get('PATH', os.defpath)}",
             "NODE_MANAGER_HOME": str(home),
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            # A path below 100 bytes, and connections that no other test opened.
-            "ANSIBLE_SSH_CONTROL_PATH_DIR": tempfile.mkdtemp(prefix="nm-cp-"),
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": sockets,
             **environment,
         },
     )

@@ -25,8 +25,12 @@ class RunningService:
     home: Path
     environment: dict[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = ("-m", "node_manager", "serve")
-    port: int = field(default_factory=lambda: free_port())
+    port: int = 0
     process: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        """Choose a port unless one was given."""
+        self.port = self.port or free_port()
 
     @property
     def url(self) -> str:

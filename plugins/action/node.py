@@ -56,7 +56,7 @@ class ActionModule(ActionBase):
         """Register, update or deregister."""
         super().run(tmp, task_vars)
         task_vars = task_vars or {}
-        _, params = self.validate_argument_spec(ARGUMENT_SPEC)
+        params = self.validate_argument_spec(ARGUMENT_SPEC)[1]
         # Plain values: what Ansible notes on each text of where it came from is no business of the registry.
         params = json.loads(json.dumps(params, default=str))
         node_id = params["node_id"] or str(task_vars["inventory_hostname"])

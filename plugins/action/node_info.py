@@ -38,9 +38,9 @@ class ActionModule(ActionBase):
     def run(self, tmp=None, task_vars=None):
         """Ask the registry."""
         super().run(tmp, task_vars)
-        _, params = self.validate_argument_spec(
-            ARGUMENT_SPEC, mutually_exclusive=[["node_id", filter_] for filter_ in _FILTERS]
-        )
+        params = self.validate_argument_spec(
+            ARGUMENT_SPEC, mutually_exclusive=[["node_id", name] for name in _FILTERS]
+        )[1]
         params = json.loads(json.dumps(params, default=str))
         try:
             with open_link() as link:

@@ -1,6 +1,7 @@
 # Copyright (c) 2026, The Node Manager developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
+# ruff: noqa: ARG002 -- the methods' arguments are Ansible's
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ description:
   - >-
     A result is on disk before it is delivered. What can't be delivered waits in C(spool) of the state directory and goes out
     with the next run.
-  - Records nothing in check mode, nothing of a task that is delegated to another host, and nothing of hosts that aren't registered.
+  - >-
+    Records nothing in check mode, nothing of a task that is delegated to another host, and nothing of hosts that aren't
+    registered.
 author:
   - The Node Manager developers (@node-manager)
 requirements:
@@ -39,7 +42,9 @@ from ..plugin_utils._link import SOURCE, LinkError, open_link, preload, state_di
 from ..plugin_utils._spool import Spool
 
 _COLLECTION = "iot_platform.node_manager"
-_FACTS, _RESOURCES, _HEALTH = (f"{_COLLECTION}.node_{name}" for name in ("facts", "resources", "health"))
+_FACTS = f"{_COLLECTION}.node_facts"
+_RESOURCES = f"{_COLLECTION}.node_resources"
+_HEALTH = f"{_COLLECTION}.node_health"
 _OURS = frozenset((_FACTS, _RESOURCES, _HEALTH))
 
 _BATCH_ITEMS = 200
@@ -154,22 +159,27 @@ class CallbackModule(CallbackBase):
             return_code=code if isinstance(code, int) else None,
         )
         if reason is ContactReason.MANAGER_FAULT:
-            self._display.warning(f"{result.host.name}: nothing was learnt about this node, the fault is here: {message}")
+            self._display.warning(
+                f"{result.host.name}: nothing was learnt about this node, the fault is here: {message}"
+            )
         contact = {"reached": False, "reason": reason.value, "message": message}
         self._take(result.host.name, ObservationKind.CONTACT, contact, deliver)
 
     @staticmethod
     def _counts(result):
         """Tell whether a result says something about its host: it was no rehearsal and ran nowhere else."""
-        fields = result.task_fields
-        return not fields.get("check_mode") and not fields.get("delegate_to")
+        return not result.task.check_mode and not result.task.delegate_to
 
     def _take(self, node_id, kind, data, deliver):
         try:
             data = clean(data)
         except TooLargeError as error:
             kind = ObservationKind.CONTACT
-            data = {"reached": False, "reason": ContactReason.OUTPUT_UNUSABLE.value, "message": f"the result is {error}"}
+            data = {
+                "reached": False,
+                "reason": ContactReason.OUTPUT_UNUSABLE.value,
+                "message": f"the result is {error}",
+            }
         observation = {
             "node_id": str(node_id),
             # The controller's clock: what a node says of its own is never trusted.
@@ -203,7 +213,7 @@ class CallbackModule(CallbackBase):
             try:
                 with open_link() as link:
                     for batch in _parts(self._batch):
-                        self._count(batch, link.record(batch))
+                        self._count(link.record(batch))
             except LinkError as error:
                 self._fail(error)
                 if not error.temporary:
@@ -257,13 +267,15 @@ class CallbackModule(CallbackBase):
             self._display.display(f"Node Manager: delivered {delivered} results of earlier runs to the registry.")
         removed = self._spool.trim()
         if removed:
-            self._display.warning(f"The spool of undelivered results was full: its {removed} oldest files were dropped.")
+            self._display.warning(
+                f"The spool of undelivered results was full: its {removed} oldest files were dropped."
+            )
 
     def _fail(self, error):
         self._failed_at = time.monotonic()
         self._failure = str(error)
 
-    def _count(self, batch, outcome):
+    def _count(self, outcome):
         for rejection in outcome["rejected"]:
             if rejection["code"] == "node_not_found":
                 self._unknown.add(rejection["node_id"])

@@ -126,7 +126,9 @@ class InventoryModule(BaseInventoryPlugin, Cacheable):
         if self.get_option("node_ids") is not None:
             # This answer knows some nodes only; the keys of the others stay.
             known = {node["node_id"] for node in answer["nodes"]}.union(answer["jump_hosts"])
-            lines = sorted({*lines, *(line for line in _lines(directory / KNOWN_HOSTS) if line.split()[0] not in known)})
+            lines = sorted(
+                {*lines, *(line for line in _lines(directory / KNOWN_HOSTS) if line.split()[0] not in known)}
+            )
         replace_if_changed(directory / KNOWN_HOSTS, "".join(f"{line}\n" for line in lines))
         for node_id, config in jump_host_configs(directory, answer["jump_hosts"]).items():
             replace_if_changed(directory / JUMP_HOSTS / node_id, config)

@@ -31,7 +31,9 @@ EXAMPLES = r"""
 
 - name: Show what is checked on this node
   ansible.builtin.debug:
-    msg: "{{ lookup('iot_platform.node_manager.node_type', node_manager_type | default(''), facts=ansible_facts.node_manager) }}"
+    msg: >-
+      {{ lookup('iot_platform.node_manager.node_type', node_manager_type | default(''),
+                facts=ansible_facts.node_manager) }}
 """
 
 RETURN = r"""

@@ -55,8 +55,8 @@ def check_certificate(check: CertificateCheck, deadline: float, now: datetime) -
             return Finding(CheckState.UNKNOWN, f"{subject} could not be read ({error.strerror}): run with become")
         except CertificateFormatError as error:
             return Finding(CheckState.FAILED, f"{subject} holds no certificate that can be read: {error}")
-    assert check.host is not None
-    assert check.port is not None
+    if check.host is None or check.port is None:
+        raise AssertionError("parse_check lets no certificate check through without path, or host and port")
     subject = f"the certificate of {format_place(check.host, check.port)}"
     try:
         der = fetch_certificate(check.host, check.port, check.server_name, deadline)

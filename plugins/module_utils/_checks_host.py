@@ -275,7 +275,8 @@ def run_command(argv: Sequence[str], deadline: float) -> Tuple[int, str]:
         env={**os.environ, "LC_ALL": "C"},
         start_new_session=True,
     )
-    assert process.stdout is not None
+    if process.stdout is None:
+        raise AssertionError("asked for a pipe above")
     try:
         with process.stdout:
             output = _read_tail(process, process.stdout.fileno(), deadline)

@@ -10,7 +10,7 @@ module's output), so patterns that excuse a node are the narrowest. Texts: OpenS
 from __future__ import annotations
 
 import re
-from typing import Iterable, Optional, Pattern, Tuple
+from typing import Dict, Iterable, Optional, Pattern, Tuple
 
 from ._words import ContactReason
 
@@ -39,7 +39,10 @@ _UNREACHABLE = _rules(
     (ContactReason.MANAGER_FAULT, r"Bad owner or permissions on|Bad configuration option|command-line line \d+: "),
     (ContactReason.MANAGER_FAULT, r"connect to (?:host|address) .*: Network is unreachable"),
     (ContactReason.MANAGER_FAULT, r"connect to host .*: (?:Cannot assign requested address|Operation not permitted)"),
-    (ContactReason.MANAGER_FAULT, r"Unable to (?:execute|find) .*ssh|No such file or directory: b?'ssh|sshpass program"),
+    (
+        ContactReason.MANAGER_FAULT,
+        r"Unable to (?:execute|find) .*ssh|No such file or directory: b?'ssh|sshpass program",
+    ),
     (ContactReason.NAME_NOT_RESOLVED, r"Could not resolve hostname"),
     (ContactReason.CONNECTION_REFUSED, r"connect to (?:host|address) .*: Connection refused"),
     (ContactReason.NO_ROUTE, r"connect to (?:host|address) .*: (?:No route to host|Host is (?:unreachable|down))"),
@@ -53,7 +56,10 @@ _UNREACHABLE = _rules(
     (ContactReason.TIMED_OUT, r"timed out"),
     (ContactReason.CONNECTION_REFUSED, r"Connection refused"),
 )
-_BY_RETURN_CODE = {0: ContactReason.OUTPUT_UNUSABLE, 127: ContactReason.PYTHON_MISSING}
+_BY_RETURN_CODE: Dict[Optional[int], ContactReason] = {
+    0: ContactReason.OUTPUT_UNUSABLE,
+    127: ContactReason.PYTHON_MISSING,
+}
 _UNTRUSTED_ALIAS = r"No \S+ host key is known for {} and you have requested strict checking"
 
 _FAILED = _rules(
@@ -63,6 +69,7 @@ _FAILED = _rules(
     (ContactReason.AUTHENTICATION_FAILED, r"[Mm]issing sudo password|sudo: a password is required"),
     (ContactReason.AUTHENTICATION_FAILED, r"Incorrect sudo password|Duplicate become password prompt"),
     (ContactReason.AUTHENTICATION_FAILED, r"is not in the sudoers file"),
+    (ContactReason.OUTPUT_UNUSABLE, r"^Output unusable: "),
     (ContactReason.MODULE_FAILED, r"Timed out after \d+ second"),
     (ContactReason.CONNECTION_LOST, r"^Connection to \S+ closed by remote host|^Timeout, server \S+ not responding"),
     (ContactReason.MODULE_FAILED, r"^Traceback \(most recent call last\)"),

@@ -111,7 +111,7 @@ def read_usage(runtime: Runtime, socket_path: str, deadline_seconds: float) -> D
     """
     if not _has_one_shot(runtime):
         return {}
-    rows, _ = _list(runtime, socket_path, deadline_seconds, "/containers/json")
+    rows, _total = _list(runtime, socket_path, deadline_seconds, "/containers/json")
     collected = _Collected()
     _ask_each(runtime, socket_path, deadline_seconds, rows, collected, with_inspect=False)
     return {key: usage for key, usage in collected.usage.items() if usage.cpu_nanoseconds is not None}
@@ -303,7 +303,7 @@ def _ask_each(
 
     threads = [
         threading.Thread(target=ask_until_done, name="engine", daemon=True)
-        for _ in range(min(_PARALLEL, len(rows)) - 1)
+        for _index in range(min(_PARALLEL, len(rows)) - 1)
     ]
     for thread in threads:
         thread.start()

@@ -390,7 +390,8 @@ def _find_throttled(reader: Reader) -> Optional[str]:
 
 def _cleaned(value: Dict[str, object]) -> JsonObject:
     cleaned = clean(value)
-    assert isinstance(cleaned, dict)
+    if not isinstance(cleaned, dict):
+        raise AssertionError("clean() gives an object for an object")
     return cleaned
 
 

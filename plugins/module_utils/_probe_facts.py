@@ -197,7 +197,7 @@ class FactsReader:
             if not interface.startswith(_INNER_INTERFACES):
                 found.append((interface != default, address))
         found.sort(key=lambda pair: pair[0])
-        addresses = [address for _, address in found]
+        addresses = [address for _inner, address in found]
         for interface, address in parse_if_inet6(self._reader.read_optional("/proc/net/if_inet6") or ""):
             if not interface.startswith(_INNER_INTERFACES):
                 addresses.append(address)

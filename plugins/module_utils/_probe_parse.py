@@ -132,9 +132,9 @@ def parse_pressure(text: str, *, with_full: bool) -> Dict[str, Optional[float]]:
         for window in ("avg10", "avg60", "avg300"):
             result["{}_{}_percent".format(kind, window)] = None
     for line in text.splitlines():
-        kind, _, rest = line.partition(" ")
+        kind, _space, rest = line.partition(" ")
         for pair in rest.split():
-            window, _, number = pair.partition("=")
+            window, _equals, number = pair.partition("=")
             key = "{}_{}_percent".format(kind, window)
             if key in result:
                 try:
@@ -157,7 +157,7 @@ def parse_meminfo(text: str) -> Memory:
     """
     numbers: Dict[str, int] = {}
     for line in text.splitlines():
-        name, _, rest = line.partition(":")
+        name, _colon, rest = line.partition(":")
         if name in _MEMINFO_NAMES:
             try:
                 numbers[name] = int(rest.split()[0])

@@ -135,7 +135,7 @@ def run_command(argv: Sequence[str], limit_seconds: float) -> Optional[str]:
     except OSError:
         return None
     try:
-        output, _ = process.communicate(timeout=limit_seconds)
+        output, _errors = process.communicate(timeout=limit_seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -8,6 +8,7 @@ Pure: imports the standard library only. Facts come from the node and may be any
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Callable, Dict, List, Mapping, Optional, Tuple
 
@@ -117,7 +118,7 @@ def _number(value: object) -> Optional[float]:
         number = float(value)
     except OverflowError:
         return None
-    return None if number != number else number  # noqa: PLR0124 -- only NaN differs from itself
+    return None if math.isnan(number) else number
 
 
 def _member(facts: Mapping[str, object], key: str) -> Mapping[str, object]:

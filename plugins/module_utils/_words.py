@@ -15,7 +15,7 @@ class Word(str, Enum):
     """A closed vocabulary whose members are their own JSON text."""
 
     def __str__(self) -> str:
-        return self.value
+        return str.__str__(self)
 
 
 class Admin(Word):

@@ -1,6 +1,7 @@
 # Copyright (c) 2026, The Node Manager developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
+# ruff: noqa: PLC0415 -- what is imported where is this file's point, see below
 """The link to the registry: in process where the store is on this machine, over HTTP where NODE_MANAGER_URL says so.
 
 Both links have the same methods and raise LinkError only. Imports of the service stay inside the functions: loading it
@@ -268,7 +269,8 @@ class HttpLink:
     def nodes(self, filters=None):
         """List the nodes that pass *filters* (status, health, type, zone, site, region, labels)."""
         filters = dict(filters or {})
-        query = [("label", f"{key}={value}") for key, value in (filters.pop("labels", None) or {}).items()]
+        query = [("limit", "500")]
+        query += [("label", f"{key}={value}") for key, value in (filters.pop("labels", None) or {}).items()]
         query += [(key, value) for key, value in filters.items() if value]
         found, cursor = [], None
         while True:

@@ -65,10 +65,11 @@ class Spool:
         files = []
         for path in [*self._directory.glob(f"*{_SUFFIX}"), *self._directory.glob(f"*{_REFUSED}")]:
             with contextlib.suppress(OSError):
-                files.append((path.name, path.stat().st_size, path))
-        total = sum(size for _, size, _ in files)
+                files.append((path.name, path, path.stat().st_size))
+        total = sum(file[2] for file in files)
         removed = 0
-        for _, size, path in sorted(files):
+        # By name, which starts with the time.
+        for path, size in (file[1:] for file in sorted(files)):
             if total <= self._max_bytes:
                 break
             with contextlib.suppress(OSError):

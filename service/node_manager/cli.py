@@ -39,7 +39,7 @@ from node_manager.parts import Parts
 from node_manager.problems import ProblemError
 from node_manager.settings import Settings, SettingsError, load_settings
 from node_manager.shapes import Sample
-from node_manager.store import Store, StoreUnavailableError
+from node_manager.store import NewerSchemaError, Store, StoreUnavailableError
 from node_manager.views import render_health, render_time
 
 LOCAL_NODE_ID = "local"
@@ -80,7 +80,7 @@ def main() -> None:
     """Run nodectl; every foreseeable failure is one line and an exit code."""
     try:
         app()
-    except SettingsError as error:
+    except (SettingsError, NewerSchemaError) as error:
         _fail(str(error), ExitCode.USAGE)
     except ProblemError as error:
         _fail(f"{error.detail} ({error.code})", ExitCode.REFUSED)

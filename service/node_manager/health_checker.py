@@ -183,7 +183,7 @@ def _health_by_checks(state: NodeState) -> tuple[Health, str]:
         return Health.DEGRADED, "; ".join(f"{condition.reason}: {condition.message}" for condition in broken)[:4000]
     if state.condition(ConditionType.CHECKS_PASSING) is None:
         return Health.UNKNOWN, "answers; waits for a full health check"
-    return Health.HEALTHY, "all checks passed"
+    return Health.HEALTHY, "no check failed"
 
 
 def _with_condition(state: NodeState, new: Condition) -> NodeState:

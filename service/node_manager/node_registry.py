@@ -168,6 +168,8 @@ class NodeRegistry:
                 host_keys.forget(connection, node_id)
                 host_keys.pin(connection, node_id, change.host_keys, host_keys.GIVEN, now)
             events.emit(connection, events.EventType.NODE_UPDATED, node_id, now, _event_data(values, generation))
+            if change.admin is not None and change.admin is not node.admin:
+                _emit_admin_changed(connection, node, change.admin, "declared", now)
             return _select_known(connection, node_id)
 
     def set_admin(self, node_id: str, admin: Admin, reason: str, *, if_generation: int | None = None) -> Node:
@@ -184,13 +186,7 @@ class NodeRegistry:
                 tables.nodes.update().where(tables.nodes.c.node_id == node_id),
                 {"admin": admin.value, "generation": node.generation + 1, "updated_at": now},
             )
-            events.emit(
-                connection,
-                events.EventType.NODE_ADMIN_CHANGED,
-                node_id,
-                now,
-                {"from": node.admin.value, "to": admin.value, "reason": reason},
-            )
+            _emit_admin_changed(connection, node, admin, reason, now)
             return _select_known(connection, node_id)
 
     def forget_host_keys(self, node_id: str) -> Node:
@@ -455,6 +451,11 @@ def _write_labels(connection: sa.Connection, node_id: str, labels: dict[str, str
             tables.node_labels.insert(),
             [{"node_id": node_id, "key": key, "value": value} for key, value in labels.items()],
         )
+
+
+def _emit_admin_changed(connection: sa.Connection, node: Node, admin: Admin, reason: str, at: datetime) -> None:
+    data = {"from": node.admin.value, "to": admin.value, "reason": reason}
+    events.emit(connection, events.EventType.NODE_ADMIN_CHANGED, node.node_id, at, data)
 
 
 def _event_data(values: dict[str, Any], generation: int) -> dict[str, Any]:

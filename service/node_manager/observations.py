@@ -88,8 +88,7 @@ class _NodeWork:
     """One node's stored side while a batch is folded into it."""
 
     admin: Admin
-    is_local: bool
-    has_keys: bool
+    may_pin: bool
     state: NodeState
     recognised_type: str | None
     newest: dict[ObservationKind, datetime]
@@ -111,9 +110,10 @@ class ObservationLog:
             if definition.recognised_by is not None
         }
 
-    def record(self, batch: Sequence[Observation]) -> Outcome:
+    def record(self, batch: Sequence[Observation], *, may_pin: bool = True) -> Outcome:
         """Take a batch in, whole: each observation is recorded, late or rejected with its reason.
 
+        Shapes: without *may_pin* no host key is pinned from facts: an agent speaks for itself, not for other nodes' keys.
         Errors: StoreUnavailableError; then nothing of the batch was taken.
         """
         outcome = Outcome()
@@ -122,7 +122,8 @@ class ObservationLog:
         if not parsed:
             return outcome
         with self._store.write() as connection:
-            works = _load(connection, sorted({item.observation.node_id for item in parsed}))
+            pins = may_pin and self._settings.configuration.ssh.host_key_policy == "first_use"
+            works = _load(connection, sorted({item.observation.node_id for item in parsed}), may_pin=pins)
             history: list[tuple[str, datetime, Sample]] = []
             for item in parsed:
                 node_id = item.observation.node_id
@@ -189,11 +190,10 @@ class ObservationLog:
 
     def _take_facts(self, connection: sa.Connection, work: _NodeWork, observation: Observation, facts: Facts) -> None:
         work.recognised_type = recognise(facts.model_dump(by_alias=True), self._rules)
-        if work.has_keys or work.is_local or self._settings.configuration.ssh.host_key_policy != "first_use":
-            return
-        keys = list(_usable_keys(facts.ssh_host_keys))
-        host_keys.pin(connection, observation.node_id, keys, host_keys.FIRST_USE, observation.observed_at)
-        work.has_keys = bool(keys)
+        if work.may_pin:
+            keys = list(_usable_keys(facts.ssh_host_keys))
+            host_keys.pin(connection, observation.node_id, keys, host_keys.FIRST_USE, observation.observed_at)
+            work.may_pin = not keys
 
     def _transit(self, connection: sa.Connection, work: _NodeWork, item: _Parsed) -> None:
         before, at = work.state, item.observation.observed_at
@@ -234,7 +234,7 @@ def _lock(connection: sa.Connection, node_ids: Sequence[str]) -> None:
         connection.execute(query.with_for_update(read=only_key, key_share=only_key)).all()
 
 
-def _load(connection: sa.Connection, node_ids: Sequence[str]) -> dict[str, _NodeWork]:
+def _load(connection: sa.Connection, node_ids: Sequence[str], *, may_pin: bool) -> dict[str, _NodeWork]:
     # Before anything is read: what was read before the lock may have changed by the time it is given.
     _lock(connection, node_ids)
     query = (
@@ -260,8 +260,7 @@ def _load(connection: sa.Connection, node_ids: Sequence[str]) -> dict[str, _Node
             newest[row.node_id][ObservationKind.CONTACT] = state.last_attempt_at
         works[row.node_id] = _NodeWork(
             admin=Admin(row.admin),
-            is_local=row.connection["kind"] == "local",
-            has_keys=row.node_id in keyed,
+            may_pin=may_pin and row.connection["kind"] != "local" and row.node_id not in keyed,
             state=state,
             recognised_type=row.recognised_type,
             newest=newest[row.node_id],

@@ -51,17 +51,17 @@ class Observed:
 
 @dataclass(frozen=True)
 class Minute:
-    """What the samples of one minute say together."""
+    """What the samples of one minute say together; None where none of them could tell."""
 
     start: datetime
     samples: int
-    cpu_percent_average: float
-    cpu_percent_maximum: float
-    memory_percent_average: float
-    memory_percent_maximum: float
-    disk_percent_maximum: float
-    received_bytes_per_second_average: float
-    transmitted_bytes_per_second_average: float
+    cpu_percent_average: float | None
+    cpu_percent_maximum: float | None
+    memory_percent_average: float | None
+    memory_percent_maximum: float | None
+    disk_percent_maximum: float | None
+    received_bytes_per_second_average: float | None
+    transmitted_bytes_per_second_average: float | None
 
 
 def summarise(sample: Sample) -> Utilization:
@@ -112,12 +112,17 @@ def add_to_history(connection: sa.Connection, samples: Sequence[tuple[str, datet
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     statement = insert(tables.sample_history)
     old, new = tables.sample_history.c, statement.excluded
-    larger = sa.func.max if connection.dialect.name == "sqlite" else sa.func.greatest
     key = {"node_id", "minute"}
+    larger = sa.func.max if connection.dialect.name == "sqlite" else sa.func.greatest
     statement = statement.on_conflict_do_update(
         index_elements=sorted(key),
         set_={
-            column.name: larger(column, new[column.name]) if column.name.endswith("_max") else column + new[column.name]
+            column.name: (
+                # SQLite's max() of a null is null, PostgreSQL's greatest() passes over it.
+                larger(sa.func.coalesce(column, new[column.name]), sa.func.coalesce(new[column.name], column))
+                if column.name.endswith("_max")
+                else column + new[column.name]
+            )
             for column in old
             if column.name not in key
         },
@@ -175,25 +180,37 @@ def _history_row(node_id: str, at: datetime, use: Utilization) -> dict[str, Any]
         "node_id": node_id,
         "minute": int(at.timestamp() // 60),
         "samples": 1,
-        "cpu_percent_sum": use.cpu_percent or 0.0,
-        "cpu_percent_max": use.cpu_percent or 0.0,
-        "memory_percent_sum": use.memory_percent or 0.0,
-        "memory_percent_max": use.memory_percent or 0.0,
-        "disk_percent_max": use.disk_percent or 0.0,
-        "received_bytes_per_second_sum": use.received_bytes_per_second or 0.0,
-        "transmitted_bytes_per_second_sum": use.transmitted_bytes_per_second or 0.0,
+        **_counted("cpu_percent", use.cpu_percent),
+        "cpu_percent_max": use.cpu_percent,
+        **_counted("memory_percent", use.memory_percent),
+        "memory_percent_max": use.memory_percent,
+        "disk_percent_max": use.disk_percent,
+        **_counted("received_bytes_per_second", use.received_bytes_per_second),
+        **_counted("transmitted_bytes_per_second", use.transmitted_bytes_per_second),
     }
+
+
+def _counted(metric: str, value: float | None) -> dict[str, float]:
+    return {f"{metric}_count": int(value is not None), f"{metric}_sum": value or 0.0}
 
 
 def _minute_of_row(row: sa.Row[Any]) -> Minute:
     return Minute(
         start=datetime.fromtimestamp(row.minute * 60, UTC),
         samples=row.samples,
-        cpu_percent_average=row.cpu_percent_sum / row.samples,
+        cpu_percent_average=_average(row.cpu_percent_sum, row.cpu_percent_count),
         cpu_percent_maximum=row.cpu_percent_max,
-        memory_percent_average=row.memory_percent_sum / row.samples,
+        memory_percent_average=_average(row.memory_percent_sum, row.memory_percent_count),
         memory_percent_maximum=row.memory_percent_max,
         disk_percent_maximum=row.disk_percent_max,
-        received_bytes_per_second_average=row.received_bytes_per_second_sum / row.samples,
-        transmitted_bytes_per_second_average=row.transmitted_bytes_per_second_sum / row.samples,
+        received_bytes_per_second_average=_average(
+            row.received_bytes_per_second_sum, row.received_bytes_per_second_count
+        ),
+        transmitted_bytes_per_second_average=_average(
+            row.transmitted_bytes_per_second_sum, row.transmitted_bytes_per_second_count
+        ),
     )
+
+
+def _average(total: float, count: int) -> float | None:
+    return total / count if count else None

@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from node_manager.declarations import NodeDeclaration
-from node_manager.health_checker import NodeState
 from node_manager.domain import Health
+from node_manager.health_checker import NodeState
 from node_manager.node_states import insert_state
 from node_manager.settings import load_settings
 from node_manager.store import Store, open_store, tables
@@ -33,7 +33,7 @@ TYPES = ("server", "edge-gateway", "edge-compute", "gpu-edge", "constrained")
 
 def declarations(count: int) -> list[NodeDeclaration]:
     """Make a fleet of plants with gateways: zones, sites and labels as uneven as real ones."""
-    chance = random.Random(42)  # noqa: S311 -- the same fleet in each run
+    chance = random.Random(42)
     return [
         NodeDeclaration.model_validate(
             {
@@ -80,7 +80,7 @@ def fill(store: Store, nodes: list[NodeDeclaration]) -> None:
         )
         for node in nodes:
             insert_state(
-                connection, node.node_id, NodeState(Health.HEALTHY, now, "all checks passed", last_contact_at=now)
+                connection, node.node_id, NodeState(Health.HEALTHY, now, "no check failed", last_contact_at=now)
             )
         connection.execute(
             tables.host_keys.insert(),

@@ -584,6 +584,17 @@ def test_history_adds_up_over_batches(log: ObservationLog, store: Store) -> None
     assert [(minute.samples, minute.cpu_percent_average) for minute in history(store, "gw-7", START)] == [(2, 15.0)]
 
 
+def test_history_does_not_count_what_a_node_cannot_tell(log: ObservationLog, store: Store) -> None:
+    unknown = {**make_sample(), "cpu": None}
+    log.record([observe("sample", make_sample(20.0), START), observe("sample", unknown, START + seconds(20))])
+
+    minutes = history(store, "gw-7", START)
+
+    assert [(minute.samples, minute.cpu_percent_average, minute.cpu_percent_maximum) for minute in minutes] == [
+        (2, 20.0, 20.0)
+    ]
+
+
 def test_history_starts_at_the_minute_asked_for(log: ObservationLog, store: Store) -> None:
     log.record([observe("sample", make_sample(), START + seconds(60 * n)) for n in range(3)])
 

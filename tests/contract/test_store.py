@@ -6,13 +6,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from builders import START
-from node_manager.store import Store, open_store, tables
+from node_manager.store import NewerSchemaError, Store, open_store, tables
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, StatementError
 
 LEASE = {"name": "leader", "holder": "a", "expires_at": START}
@@ -148,3 +149,17 @@ def test_open_store_may_run_in_several_processes_at_once(empty_url: str) -> None
 
     outcomes = [(process.communicate(timeout=60)[1], process.returncode) for process in started]
     assert outcomes == [(b"", 0)] * 3
+
+
+def test_open_store_refuses_the_schema_of_a_later_version(empty_url: str) -> None:
+    with closing(open_store(empty_url)) as store, store.write() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+
+    with pytest.raises(NewerSchemaError, match="9999"):
+        open_store(empty_url)
+
+
+def test_open_store_makes_a_file_for_its_owner_only(tmp_path: Path) -> None:
+    open_store(f"sqlite:///{tmp_path}/nodes.db").close()
+
+    assert (tmp_path / "nodes.db").stat().st_mode & 0o777 == 0o600

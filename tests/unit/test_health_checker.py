@@ -89,7 +89,7 @@ def test_after_success_of_a_new_node_waits_for_checks() -> None:
 
 
 def test_after_report_of_passing_checks_is_healthy(healthy: NodeState) -> None:
-    assert (healthy.health, healthy.health_since, healthy.health_cause) == (Health.HEALTHY, START, "all checks passed")
+    assert (healthy.health, healthy.health_since, healthy.health_cause) == (Health.HEALTHY, START, "no check failed")
     assert broken_conditions(healthy) == []
 
 
@@ -99,8 +99,8 @@ def test_after_report_of_passing_checks_is_healthy(healthy: NodeState) -> None:
         ([("critical", "failed")], Health.DEGRADED, "CriticalCheckFailed: check-0: it failed"),
         ([("warning", "failed")], Health.DEGRADED, "WarningCheckFailed: check-0: it failed"),
         ([("warning", "failed"), ("critical", "failed")], Health.DEGRADED, "CriticalCheckFailed: check-1: it failed"),
-        ([("critical", "unknown")], Health.HEALTHY, "all checks passed"),
-        ([("critical", "passed"), ("warning", "unknown")], Health.HEALTHY, "all checks passed"),
+        ([("critical", "unknown")], Health.HEALTHY, "no check failed"),
+        ([("critical", "passed"), ("warning", "unknown")], Health.HEALTHY, "no check failed"),
     ],
     ids=["critical", "warning", "both", "could-not-look", "passed-and-unknown"],
 )

@@ -11,7 +11,7 @@ import pytest
 from node_manager import screen
 from rich.console import Console, RenderableType
 
-HEALTH = {"node_id": "local", "status": "online", "health": "healthy", "health_cause": "all checks passed"}
+HEALTH = {"node_id": "local", "status": "online", "health": "healthy", "health_cause": "no check failed"}
 
 
 def drawn(renderable: RenderableType) -> str:

@@ -133,13 +133,13 @@ class MinuteOut(Output):
 
     start: AwareDatetime
     samples: int
-    cpu_percent_average: float
-    cpu_percent_maximum: float
-    memory_percent_average: float
-    memory_percent_maximum: float
-    disk_percent_maximum: float
-    received_bytes_per_second_average: float
-    transmitted_bytes_per_second_average: float
+    cpu_percent_average: float | None
+    cpu_percent_maximum: float | None
+    memory_percent_average: float | None
+    memory_percent_maximum: float | None
+    disk_percent_maximum: float | None
+    received_bytes_per_second_average: float | None
+    transmitted_bytes_per_second_average: float | None
 
 
 class UtilizationOut(Output):

@@ -102,12 +102,12 @@ async def check_health(parts: PartsDependency, identity: Operator, node_id: Node
 
 
 @router.post("/observations", response_model=OutcomeOut, responses=responses(400, 413, 422))
-def record_observations(parts: PartsDependency, _identity: Observer, body: ObservationsIn) -> Response:
+def record_observations(parts: PartsDependency, identity: Observer, body: ObservationsIn) -> Response:
     """Hand in what was seen on nodes: one batch, one transaction; each item is recorded, late or rejected."""
     batch = [
         Observation(item.node_id, item.observed_at, item.source, item.kind, item.data) for item in body.observations
     ]
-    return json_response(asdict(parts.observations.record(batch)))
+    return json_response(asdict(parts.observations.record(batch, may_pin=identity.role is not Role.AGENT)))
 
 
 def _health(parts: Parts, node_id: str) -> Response:

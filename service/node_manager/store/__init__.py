@@ -2,5 +2,6 @@
 """The system of record: tables, engine, migrations. Imports nothing of the service above it."""
 
 from node_manager.store.engine import Store, StoreUnavailableError, open_store
+from node_manager.store.migrate import NewerSchemaError
 
-__all__ = ["Store", "StoreUnavailableError", "open_store"]
+__all__ = ["NewerSchemaError", "Store", "StoreUnavailableError", "open_store"]

@@ -97,14 +97,21 @@ def open_store(url: str, busy_timeout_seconds: float = 5, pool_size: int = 8) ->
                 "options": f"-c lock_timeout={max(1, int(busy_timeout_seconds * 1000))}",
             },
         )
-    with _unavailable_translated():
-        migrate.upgrade(engine)
+    try:
+        with _unavailable_translated():
+            migrate.upgrade(engine)
+    except BaseException:
+        engine.dispose()
+        raise
     return Store(engine, busy_timeout_seconds)
 
 
 def _sqlite_engine(url: sa.URL, busy_timeout_seconds: float, pool_size: int) -> sa.Engine:
     if url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = Path(url.database)
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Before SQLite makes it, readable for all; its journal files take over the mode.
+        file.touch(mode=0o600)
     engine = sa.create_engine(
         url,
         poolclass=sa.QueuePool,

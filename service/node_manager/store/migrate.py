@@ -12,10 +12,22 @@ HEAD = "0001"
 _LOCK_KEY = 0x6E6F6465  # "node"; any number that nothing else in the database uses
 
 
+class NewerSchemaError(Exception):
+    """The database was written by a later version of the manager, which this one must not touch."""
+
+
 def upgrade(engine: sa.Engine) -> None:
-    """Apply the migrations that *engine*'s database lacks, in one transaction."""
-    if _current(engine) == HEAD:
+    """Apply the migrations that *engine*'s database lacks, in one transaction.
+
+    Errors: NewerSchemaError.
+    """
+    current = _current(engine)
+    if current == HEAD:
         return
+    if current is not None and current > HEAD:
+        raise NewerSchemaError(
+            f"the store has schema {current}, this version knows {HEAD}: it was used by a later version; install that one"
+        )
     from alembic import command  # noqa: PLC0415  # loading alembic costs 0.15 s that only a migration should pay
     from alembic.config import Config  # noqa: PLC0415
 

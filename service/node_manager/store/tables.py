@@ -146,12 +146,17 @@ sample_history = Table(
     _node_id_column(primary_key=True),
     Column("minute", BigInteger, primary_key=True),
     Column("samples", Integer, nullable=False),
+    # Of each metric the number of samples that knew it: what a node can't tell must not count as nothing used.
+    Column("cpu_percent_count", Integer, nullable=False),
     Column("cpu_percent_sum", Float, nullable=False),
-    Column("cpu_percent_max", Float, nullable=False),
+    Column("cpu_percent_max", Float),
+    Column("memory_percent_count", Integer, nullable=False),
     Column("memory_percent_sum", Float, nullable=False),
-    Column("memory_percent_max", Float, nullable=False),
-    Column("disk_percent_max", Float, nullable=False),
+    Column("memory_percent_max", Float),
+    Column("disk_percent_max", Float),
+    Column("received_bytes_per_second_count", Integer, nullable=False),
     Column("received_bytes_per_second_sum", Float, nullable=False),
+    Column("transmitted_bytes_per_second_count", Integer, nullable=False),
     Column("transmitted_bytes_per_second_sum", Float, nullable=False),
 )
 

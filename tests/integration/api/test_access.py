@@ -11,6 +11,8 @@ import sys
 
 import httpx
 import pytest
+from builders import make_host_key
+from observed import observation
 from running_service import RunningService
 
 
@@ -77,6 +79,18 @@ def test_role_decides(service: RunningService, role: str, read: int, write: int,
         )
 
     assert statuses == (read, write, observe)
+
+
+def test_agent_cannot_pin_a_host_key_for_a_node(service: RunningService, node_id: str) -> None:
+    agent = make_token(service, "agent")["token"]
+    facts = observation(node_id, "facts", "2026-01-01T00:00:00Z", ssh_host_keys=[make_host_key()])
+    with service.client() as admin, service.client(agent) as other:
+        admin.post("/nodes", params={"look": "false"}, json={"node_id": node_id, "address": "192.0.2.1"})
+
+        outcome = other.post("/observations", json={"observations": [facts]}).json()
+
+        shown = admin.get(f"/nodes/{node_id}").json()
+    assert (outcome["recorded"], shown["host_keys"]) == (1, [])
 
 
 def test_revoked_token_is_refused(own_service: RunningService) -> None:
