@@ -69,7 +69,8 @@ def create_app(
         await run_in_threadpool(queue.start)
         if on_started is not None:
             await run_in_threadpool(on_started, parts)
-        await run_in_threadpool(scheduler.start)
+        if settings.configuration.monitoring.scheduled:
+            await run_in_threadpool(scheduler.start)
         yield
         await run_in_threadpool(scheduler.stop)
         await run_in_threadpool(queue.stop)
@@ -84,7 +85,7 @@ def create_app(
     app.state.parts = parts
     add_handlers(app)
     for router in (
-        make_router(NodeFragments(registry, settings, clock)),
+        make_router(NodeFragments(store, registry, settings, clock)),
         watching.router,
         jobs_api.router,
         system.router,

@@ -72,6 +72,9 @@ class StorageSettings(Section):
 class MonitoringSettings(Section):
     """How often nodes are looked at."""
 
+    scheduled: bool = Field(
+        True, description="Whether the service looks at nodes by itself; false where cron or AWX run the playbooks"
+    )
     gather_interval_seconds: PositiveSeconds = Field(60, description="Pause between two readings of a node's resources")
     check_interval_seconds: PositiveSeconds = Field(300, description="Pause between two runs of a node's health checks")
     sample_seconds: PositiveSeconds = Field(1.0, description="Interval over which CPU and network rates are measured")

@@ -53,7 +53,7 @@ settings = load_settings()
 registry = NodeRegistry(connect(settings), settings)
 for n in range({nodes}):
     registry.register(NodeDeclaration(
-        node_id=f"gw-{{n:05d}}", address=f"192.0.{{n // 250}}.{{n % 250 + 1}}", node_type="edge-gateway",
+        node_id=f"gw-{{n:05d}}", address=f"127.1.{{n // 250}}.{{n % 250 + 1}}", node_type="edge-gateway",
         labels={{"line": str(n % 7)}}, location={{"region": "eu", "zone": f"eu-{{n % 9}}", "site": f"plant-{{n % 50}}"}},
         capacity={{"cpu_millicores": 4000, "memory_mib": 4096, "disk_mib": 32000}}))
 """

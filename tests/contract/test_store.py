@@ -163,3 +163,27 @@ def test_open_store_makes_a_file_for_its_owner_only(tmp_path: Path) -> None:
     open_store(f"sqlite:///{tmp_path}/nodes.db").close()
 
     assert (tmp_path / "nodes.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_change_mark_stands_while_nothing_is_committed(store: Store) -> None:
+    before = store.change_mark()
+    with store.read() as connection:
+        connection.execute(sa.select(tables.leases)).all()
+
+    assert store.change_mark() == before
+
+
+def test_change_mark_differs_after_a_commit(store: Store) -> None:
+    before = store.change_mark()
+    with store.write() as connection:
+        connection.execute(tables.leases.insert(), LEASE)
+
+    assert store.change_mark() != before
+
+
+def test_change_mark_differs_after_another_process_committed(store: Store, store_url: str) -> None:
+    before = store.change_mark()
+    with closing(open_store(store_url)) as other, other.write() as connection:
+        connection.execute(tables.leases.insert(), LEASE)
+
+    assert store.change_mark() != before

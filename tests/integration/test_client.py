@@ -46,7 +46,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
 def declare(number: int, zone: str = "eu-1a") -> NodeDeclaration:
     """Declare a node."""
     return NodeDeclaration(
-        node_id=f"gw-{number}", address="192.0.2.7", labels={"line": "a"}, location=Location(zone=zone)
+        node_id=f"gw-{number}", address="127.0.9.7", labels={"line": "a"}, location=Location(zone=zone)
     )
 
 

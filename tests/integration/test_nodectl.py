@@ -145,7 +145,7 @@ def test_serve_without_config_refuses_in_one_line(service: RunningService, tmp_p
 
 
 def test_apply_registers_and_again_changes_nothing(service: RunningService, tmp_path: Path) -> None:
-    nodes = ({"node_id": f"gw-{number}", "address": f"192.0.2.{number}"} for number in range(1, 4))
+    nodes = ({"node_id": f"gw-{number}", "address": f"127.0.9.{number}"} for number in range(1, 4))
     file = write_nodes(tmp_path / "nodes.yml", *nodes)
 
     first = nodectl(service, "apply", "-f", file)
@@ -158,8 +158,8 @@ def test_apply_registers_and_again_changes_nothing(service: RunningService, tmp_
 def test_apply_goes_on_past_a_refused_node_and_exits_4(service: RunningService, tmp_path: Path) -> None:
     file = write_nodes(
         tmp_path / "nodes.yml",
-        {"node_id": "gw-1", "address": "192.0.2.1", "node_type": "toaster"},
-        {"node_id": "gw-2", "address": "192.0.2.2"},
+        {"node_id": "gw-1", "address": "127.0.9.1", "node_type": "toaster"},
+        {"node_id": "gw-2", "address": "127.0.9.2"},
     )
 
     done = nodectl(service, "apply", "-f", file, "-o", "json")
@@ -173,7 +173,7 @@ def test_apply_goes_on_past_a_refused_node_and_exits_4(service: RunningService, 
 
 def test_apply_with_an_invalid_node_registers_nothing(service: RunningService, tmp_path: Path) -> None:
     file = write_nodes(
-        tmp_path / "nodes.yml", {"node_id": "gw-1", "address": "192.0.2.1"}, {"node_id": "GW 2", "address": "x"}
+        tmp_path / "nodes.yml", {"node_id": "gw-1", "address": "127.0.9.1"}, {"node_id": "GW 2", "address": "x"}
     )
 
     done = nodectl(service, "apply", "-f", file)
@@ -185,8 +185,8 @@ def test_apply_with_an_invalid_node_registers_nothing(service: RunningService, t
 def test_nodes_filters_and_prints_a_table(service: RunningService, tmp_path: Path) -> None:
     file = write_nodes(
         tmp_path / "nodes.yml",
-        {"node_id": "gw-1", "address": "192.0.2.1", "location": {"zone": "eu-1a"}},
-        {"node_id": "gw-2", "address": "192.0.2.2", "location": {"zone": "eu-1b"}},
+        {"node_id": "gw-1", "address": "127.0.9.1", "location": {"zone": "eu-1a"}},
+        {"node_id": "gw-2", "address": "127.0.9.2", "location": {"zone": "eu-1b"}},
     )
     nodectl(service, "apply", "-f", file)
 
@@ -209,7 +209,7 @@ def test_nodes_filters_and_prints_a_table(service: RunningService, tmp_path: Pat
 
 
 def test_nodes_over_http_shows_the_same(service: RunningService, tmp_path: Path) -> None:
-    file = write_nodes(tmp_path / "nodes.yml", {"node_id": "gw-1", "address": "192.0.2.1"})
+    file = write_nodes(tmp_path / "nodes.yml", {"node_id": "gw-1", "address": "127.0.9.1"})
     service.start()
     try:
         made = nodectl(service, "apply", "-f", file, NODE_MANAGER_URL=service.url)
@@ -248,7 +248,7 @@ def test_token_create_prints_it_once(service: RunningService) -> None:
 def test_killed_service_comes_back_with_its_nodes(service: RunningService) -> None:
     service.start()
     with service.client() as api:
-        api.post("/nodes", params={"look": "false"}, json={"node_id": "gw-1", "address": "192.0.2.1"})
+        api.post("/nodes", params={"look": "false"}, json={"node_id": "gw-1", "address": "127.0.9.1"})
     assert service.process is not None
     os.kill(service.process.pid, signal.SIGKILL)
     service.process.wait(10)

@@ -6,6 +6,7 @@ Plain ASGI: a middleware class of the framework would put each request into a ta
 
 from __future__ import annotations
 
+import itertools
 import re
 import uuid
 
@@ -33,6 +34,8 @@ class Gate:
         self._store = store
         self._max_body_bytes = max_body_bytes
         self._clock = clock
+        self._run = uuid.uuid4().hex[:12]
+        self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -41,7 +44,7 @@ class Gate:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"{self._run}-{next(self._numbers)}"
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from node_manager import events, resource_monitor
 from node_manager.api.answers import etag, job_headers, json_response, wait_for, write_cursor
 from node_manager.api.errors import responses
-from node_manager.api.fragments import NodeFragments
+from node_manager.api.fragments import NodeFragments, Rendered
 from node_manager.api.parameters import (
     Cursor,
     IfMatch,
@@ -30,7 +30,7 @@ from node_manager.api.schemas import EventPageOut, NodeDetailOut, NodePageOut, N
 from node_manager.api.security import Operator, Viewer
 from node_manager.declarations import NodeChange, NodeDeclaration
 from node_manager.domain import JobAction
-from node_manager.node_registry import Node, NodeFilter
+from node_manager.node_registry import Node, NodeFilter, NodeRegistry
 from node_manager.parts import Parts
 from node_manager.problems import InvalidInputError
 from node_manager.views import render_node_detail, render_time
@@ -52,14 +52,12 @@ def make_router(fragments: NodeFragments) -> APIRouter:
     @router.get("/nodes", response_model=NodePageOut, responses=responses(422), openapi_extra=describe_query(NodeQuery))
     def list_nodes(parts: PartsDependency, _identity: Viewer, request: Request) -> Response:
         """List nodes in the order of their ids."""
-        query = read_query(request, NodeQuery)
-        _no_nul({"type": query.type, "zone": query.zone, "site": query.site, "region": query.region})
-        labels = tuple(_read_label(text) for text in query.label)
-        wanted = NodeFilter(query.status, query.health, query.type, query.zone, query.site, query.region, labels)
-        page = parts.registry.page(wanted, query.limit, _read_id_cursor(query.cursor))
-        body = b'{"items":[' + b",".join(fragments.render(page.versions)) + b'],"next_cursor":'
-        following = None if page.next_after is None else write_cursor(page.next_after)
-        return Response(body + json.dumps(following).encode() + b"}", media_type="application/json")
+
+        def make() -> Rendered:
+            query = read_query(request, NodeQuery)
+            return _render_page(parts.registry, fragments, query)
+
+        return Response(fragments.page(request.scope["query_string"], make), media_type="application/json")
 
     @router.post(
         "/nodes",
@@ -166,6 +164,20 @@ def make_router(fragments: NodeFragments) -> APIRouter:
         return json_response({"items": items, "next_cursor": following})
 
     return router
+
+
+def _render_page(registry: NodeRegistry, fragments: NodeFragments, query: NodeQuery) -> Rendered:
+    _no_nul({"type": query.type, "zone": query.zone, "site": query.site, "region": query.region})
+    labels = tuple(_read_label(text) for text in query.label)
+    wanted = NodeFilter(query.status, query.health, query.type, query.zone, query.site, query.region, labels)
+    page = registry.page(wanted, query.limit, _read_id_cursor(query.cursor))
+    following = None if page.next_after is None else write_cursor(page.next_after)
+    items = fragments.nodes(page.versions)
+    body = b'{"items":[' + b",".join(item.body for item in items) + b'],"next_cursor":'
+    return Rendered(
+        body + json.dumps(following).encode() + b"}",
+        min((item.stale_at for item in items if item.stale_at is not None), default=None),
+    )
 
 
 def _detail(parts: Parts, node_id: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:

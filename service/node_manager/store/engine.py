@@ -30,17 +30,29 @@ class StoreUnavailableError(Exception):
     retry_after_seconds = 2
 
 
+_CHANGE_MARK = {
+    "sqlite": "PRAGMA data_version",
+    # Whatever commits leaves or enters the transactions that a snapshot lists.
+    "postgresql": "SELECT pg_current_snapshot()::text",
+}
+
+
 class Store:
     """One database, opened."""
 
     def __init__(self, engine: sa.Engine, busy_timeout_seconds: float) -> None:
         self._engine = engine
+        # Outside of the pool, whose connections come and go: SQLite counts the commits of all connections but the one
+        # that asks.
+        self._mark_engine = sa.create_engine(engine.url, poolclass=sa.NullPool)
         if engine.dialect.name == "sqlite":
             self._reader = engine.execution_options(**{_READ_ONLY: True})
         else:
             self._reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._busy_timeout_seconds = busy_timeout_seconds
         # SQLite lets one writer in and others poll with growing pauses; threads of one process queue here instead.
+        self._mark_connection: sa.PoolProxiedConnection | None = None
+        self._mark_lock = threading.Lock()
         self._write_lock = threading.Lock() if engine.dialect.name == "sqlite" else None
 
     @property
@@ -72,8 +84,36 @@ class Store:
             if self._write_lock is not None:
                 self._write_lock.release()
 
+    def change_mark(self) -> str:
+        """Give a text that differs from an earlier one if anything was committed in between, by whatever process.
+
+        Costs a small part of any query, so that what was made from a state can be kept while the state stands.
+        Errors: StoreUnavailableError.
+        """
+        with _unavailable_translated(), self._mark_lock:
+            if self._mark_connection is None:
+                self._mark_connection = self._mark_engine.raw_connection()
+            driver = self._mark_connection
+            try:
+                # Past SQLAlchemy, whose transaction around the one statement costs ten times the statement.
+                cursor = driver.cursor()
+                cursor.execute(_CHANGE_MARK[self.dialect])
+                row = cursor.fetchone()
+                # What PostgreSQL's driver began would go on seeing the same state.
+                driver.rollback()
+            except self._engine.dialect.loaded_dbapi.Error as error:
+                driver.invalidate()
+                self._mark_connection = None
+                raise StoreUnavailableError(str(error)) from error
+            assert row is not None
+            return str(row[0])
+
     def close(self) -> None:
         """Close all connections."""
+        with self._mark_lock:
+            if self._mark_connection is not None:
+                self._mark_connection.close()
+                self._mark_connection = None
         self._engine.dispose()
 
 

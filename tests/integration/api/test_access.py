@@ -85,7 +85,7 @@ def test_agent_cannot_pin_a_host_key_for_a_node(service: RunningService, node_id
     agent = make_token(service, "agent")["token"]
     facts = observation(node_id, "facts", "2026-01-01T00:00:00Z", ssh_host_keys=[make_host_key()])
     with service.client() as admin, service.client(agent) as other:
-        admin.post("/nodes", params={"look": "false"}, json={"node_id": node_id, "address": "192.0.2.1"})
+        admin.post("/nodes", params={"look": "false"}, json={"node_id": node_id, "address": "127.0.9.1"})
 
         outcome = other.post("/observations", json={"observations": [facts]}).json()
 
@@ -109,7 +109,7 @@ def test_revoked_token_is_refused(own_service: RunningService) -> None:
 def test_writes_are_audited_with_actor_and_outcome(service: RunningService, node_id: str) -> None:
     viewer = make_token(service, "viewer")["token"]
     with service.client() as admin, service.client(viewer) as other:
-        admin.post("/nodes", params={"look": "false"}, json={"node_id": node_id, "address": "192.0.2.1"})
+        admin.post("/nodes", params={"look": "false"}, json={"node_id": node_id, "address": "127.0.9.1"})
         other.delete(f"/nodes/{node_id}", headers={"X-Request-ID": f"audit-{node_id}"})
 
     with sqlite3.connect(service.home / "node-manager.db") as store:

@@ -19,7 +19,7 @@ def test_every_answer_conforms_to_the_openapi_document(own_service: RunningServi
     own_service.command = (str(Path(__file__).with_name("service_without_ansible.py")),)
     own_service.start()
     with own_service.client() as api:
-        api.post("/nodes", params={"look": "false"}, json={"node_id": "gw-7", "address": "192.0.2.7"})
+        api.post("/nodes", params={"look": "false"}, json={"node_id": "gw-7", "address": "127.0.9.7"})
         batch = [observation("gw-7", kind, "2026-01-01T00:00:00Z") for kind in ("facts", "sample", "report")]
         api.post("/observations", json={"observations": batch})
 

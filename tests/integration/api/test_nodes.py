@@ -9,7 +9,7 @@ import httpx
 import pytest
 from running_service import RunningService
 
-BODY = {"address": "192.0.2.7", "node_type": "edge-gateway", "labels": {"line": "a"}}
+BODY = {"address": "127.0.9.7", "node_type": "edge-gateway", "labels": {"line": "a"}}
 
 
 def register(api: httpx.Client, node_id: str, **more: object) -> httpx.Response:
@@ -38,7 +38,7 @@ def test_register_same_body_answers_200(api: httpx.Client, node_id: str) -> None
 def test_register_other_body_answers_409_naming_the_difference(api: httpx.Client, node_id: str) -> None:
     register(api, node_id)
 
-    answer = register(api, node_id, address="192.0.2.8")
+    answer = register(api, node_id, address="127.0.9.8")
 
     assert answer.status_code == 409
     assert answer.headers["content-type"] == "application/problem+json"
@@ -49,7 +49,7 @@ def test_register_other_body_answers_409_naming_the_difference(api: httpx.Client
 def test_register_at_once_makes_one_node(service: RunningService, node_id: str) -> None:
     def call(number: int) -> int:
         with service.client() as client:
-            return register(client, node_id, address=f"192.0.2.{number % 2}").status_code
+            return register(client, node_id, address=f"127.0.9.{number % 2}").status_code
 
     with ThreadPoolExecutor(8) as pool:
         statuses = list(pool.map(call, range(8)))
@@ -114,15 +114,15 @@ def test_register_stores_jinja_verbatim(api: httpx.Client, node_id: str) -> None
 
 def test_update_with_stale_etag_answers_412(api: httpx.Client, node_id: str) -> None:
     register(api, node_id)
-    first = api.put(f"/nodes/{node_id}", json={"address": "192.0.2.9"}, headers={"If-Match": '"1"'})
+    first = api.put(f"/nodes/{node_id}", json={"address": "127.0.9.9"}, headers={"If-Match": '"1"'})
 
-    answer = api.put(f"/nodes/{node_id}", json={"address": "192.0.2.10"}, headers={"If-Match": '"1"'})
+    answer = api.put(f"/nodes/{node_id}", json={"address": "127.0.9.10"}, headers={"If-Match": '"1"'})
 
     assert first.status_code == 200
     assert first.headers["etag"] == '"2"'
     assert answer.status_code == 412
     assert answer.json()["code"] == "stale_generation"
-    assert api.get(f"/nodes/{node_id}").json()["address"] == "192.0.2.9"
+    assert api.get(f"/nodes/{node_id}").json()["address"] == "127.0.9.9"
 
 
 def test_deregister_removes(api: httpx.Client, node_id: str) -> None:

@@ -18,7 +18,7 @@ from parts import skip_or_fail
 from running_service import RunningService
 from sqlalchemy import make_url
 
-BODY = {"address": "192.0.2.7"}
+BODY = {"address": "127.0.9.7"}
 
 
 def register(api: httpx.Client, node_id: str) -> httpx.Response:

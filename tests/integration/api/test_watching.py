@@ -38,7 +38,7 @@ def record(api: httpx.Client, *observations: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def node(api: httpx.Client, node_id: str) -> str:
     """Register a node that nobody looks at."""
-    body = {"node_id": node_id, "address": "192.0.2.7", "node_type": "edge-gateway"}
+    body = {"node_id": node_id, "address": "127.0.9.7", "node_type": "edge-gateway"}
     assert api.post("/nodes", params={"look": "false"}, json=body).status_code == 201
     return node_id
 
@@ -62,7 +62,7 @@ def test_facts_give_capacity_and_books(api: httpx.Client, node: str) -> None:
 
 
 def test_declared_capacity_wins_and_facts_never_change_it(api: httpx.Client, node: str) -> None:
-    api.put(f"/nodes/{node}", json={"address": "192.0.2.7", "capacity": {"disk_mib": 1000}})
+    api.put(f"/nodes/{node}", json={"address": "127.0.9.7", "capacity": {"disk_mib": 1000}})
 
     record(api, observation(node, "facts", ago(1)))
 
