@@ -86,7 +86,7 @@ class _Cleaner:
         for key, item in value.items():
             if len(cleaned) >= self._max_items:
                 break
-            if isinstance(key, str) and key.isidentifier() and key.isascii() and len(key) <= self._max_string_bytes:
+            if key.__class__ is str and key.isidentifier() and key.isascii() and len(key) <= self._max_string_bytes:
                 name = key
                 self._used_bytes += len(key) + 4
             elif isinstance(key, (str, bytes)):
@@ -114,7 +114,7 @@ class _Cleaner:
         return None
 
     def _text(self, value: Union[str, bytes, bytearray]) -> str:
-        if isinstance(value, str) and len(value) <= self._max_string_bytes and value.isascii() and "\x00" not in value:
+        if value.__class__ is str and len(value) <= self._max_string_bytes and value.isascii() and "\x00" not in value:
             self._charge(len(value) + 4)
             return value
         # A character takes at least one byte, so this cut bounds the work on a huge string before any copy of it.
