@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test lint format bench lock schemas docs build fleet-up fleet-down clean
+.PHONY: help run test lint format bench lock schemas build fleet-up fleet-down clean
 
 help: ## Show what can be done
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,7 +55,7 @@ lock: $(VENV)/.dev ## Renew the lock files from pyproject.toml (needs uv on PATH
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 		--no-header -c requirements.lock --group dev pyproject.toml -o requirements-dev.lock
 
-schemas: $(VENV)/.run ## Write the JSON Schemas of the configuration and the OpenAPI document from the models
+schemas: $(VENV)/.run ## Write the JSON Schemas and the reference of the configuration from the models
 	@$(BIN)/python -m node_manager.schemas
 
 build: $(VENV)/.dev ## Build the wheel and the collection into dist/

@@ -31,7 +31,7 @@ from node_manager.observations import ObservationLog
 from node_manager.parts import Parts
 from node_manager.playbook_process import Runner
 from node_manager.scheduler import Scheduler
-from node_manager.settings import Settings, load_settings
+from node_manager.settings import Settings, SettingsError, load_settings
 from node_manager.store import Store, open_store
 
 DESCRIPTION = """
@@ -97,9 +97,17 @@ def create_app(
 
 
 def connect(settings: Settings) -> Store:
-    """Open the store that the settings name."""
+    """Open the store that the settings name.
+
+    Errors: StoreUnavailableError; SettingsError if the driver for its kind is not installed; NewerSchemaError.
+    """
     storage = settings.configuration.storage
-    return open_store(settings.storage_url, storage.busy_timeout_seconds, storage.pool_size)
+    try:
+        return open_store(settings.storage_url, storage.busy_timeout_seconds, storage.pool_size)
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"storage.url: the driver {error.name} is not installed; pip install 'node-manager[postgresql]' brings it"
+        ) from None
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
