@@ -163,28 +163,11 @@ class LocalLink:
     def nodes(self, filters=None):
         """List the nodes that pass *filters* (status, health, type, zone, site, region, labels)."""
         with _local_errors():
-            from node_manager.domain import Health, Status
-            from node_manager.node_registry import NodeFilter, utc_now
-            from node_manager.views import render_node
+            from node_manager.client import LocalManager
 
-            filters = filters or {}
-            wanted = NodeFilter(
-                status=Status(filters["status"]) if filters.get("status") else None,
-                health=Health(filters["health"]) if filters.get("health") else None,
-                node_type=filters.get("type"),
-                zone=filters.get("zone"),
-                site=filters.get("site"),
-                region=filters.get("region"),
-                labels=tuple((filters.get("labels") or {}).items()),
-            )
-            registry, found, after = self._registry(), [], None
-            while True:
-                page = registry.page(wanted, 500, after)
-                nodes = registry.load([version.node_id for version in page.versions])
-                found.extend(render_node(nodes[key], self._settings, utc_now()) for key in sorted(nodes))
-                after = page.next_after
-                if after is None:
-                    return found
+            wanted = dict(filters or {})
+            wanted["label"] = [f"{key}={value}" for key, value in (wanted.pop("labels", None) or {}).items()]
+            return list(LocalManager(self._store, self._settings).nodes(wanted))
 
     def node_types(self):
         """Give what is checked: {node_types: {name: {recognised_by, checks, thresholds}}, thresholds, ...}."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import httpx
 
 from node_manager.declarations import NodeDeclaration
+from node_manager.domain import Health, Status
 from node_manager.node_registry import Clock, NodeFilter, NodeRegistry, utc_now
 from node_manager.problems import ProblemError
 from node_manager.settings import Settings
@@ -46,11 +47,19 @@ class LocalManager:
 
     def nodes(self, wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """List nodes page by page."""
-        given = {("node_type" if key == "type" else key): value for key, value in wanted.items() if key != "label"}
-        labels = tuple(_split_label(text) for text in wanted.get("label") or ())
+        status, health = wanted.get("status"), wanted.get("health")
+        wanted_nodes = NodeFilter(
+            status=Status(status) if status else None,
+            health=Health(health) if health else None,
+            node_type=wanted.get("type"),
+            zone=wanted.get("zone"),
+            site=wanted.get("site"),
+            region=wanted.get("region"),
+            labels=tuple(_split_label(text) for text in wanted.get("label") or ()),
+        )
         after = None
         while True:
-            page = self._registry.page(NodeFilter(**given, labels=labels), _PAGE, after)
+            page = self._registry.page(wanted_nodes, _PAGE, after)
             nodes = self._registry.load([version.node_id for version in page.versions])
             for version in page.versions:
                 if version.node_id in nodes:
