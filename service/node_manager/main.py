@@ -15,6 +15,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from node_manager import __version__
@@ -75,7 +76,9 @@ def create_app(
         await run_in_threadpool(scheduler.stop)
         await run_in_threadpool(queue.stop)
 
-    app = FastAPI(
+    # Its documentation page brings its own scripts: managers run where there is no internet.
+    app = FastAPIOffline(
+        redoc_url=None,
         title="Node Manager",
         version=__version__,
         description=DESCRIPTION,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,15 @@ def test_every_answer_conforms_to_the_openapi_document(own_service: RunningServi
     )
 
     assert done.returncode == 0, done.stdout[-20000:]
+
+
+def test_documentation_page_needs_nothing_from_elsewhere(service: RunningService) -> None:
+    page = httpx.get(f"{service.url}/docs").text
+
+    assets = re.findall(r"""(?:src|href)=["']([^"']+)["']""", page)
+    assert len(assets) >= 2
+    assert [asset for asset in assets if not asset.startswith("/")] == []
+    assert {httpx.get(service.url + asset).status_code for asset in assets} == {200}
 
 
 def test_document_describes_every_operation_with_examples(service: RunningService) -> None:
