@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The texts below were provoked on real nodes with OpenSSH 9.2 and ansible-core 2.19, unless a line says otherwise."""
+"""What is made of the texts that OpenSSH and Ansible give.
+
+Those of a refused, a frozen and an unreachable login, of a changed key and of a missing Python were provoked on real nodes
+(OpenSSH 9.2, ansible-core 2.19); the others follow the programs' sources and documentation.
+"""
 
 from __future__ import annotations
 
