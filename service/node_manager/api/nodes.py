@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
@@ -32,9 +33,10 @@ from node_manager.declarations import NodeChange, NodeDeclaration
 from node_manager.domain import JobAction
 from node_manager.node_registry import Node, NodeFilter, NodeRegistry
 from node_manager.parts import Parts
-from node_manager.problems import InvalidInputError
+from node_manager.problems import InvalidInputError, QueueFullError
 from node_manager.views import render_node_detail, render_time
 
+_log = structlog.get_logger()
 _EXAMPLE = {
     "node_id": "gw-7",
     "address": "192.0.2.7",
@@ -83,10 +85,15 @@ def make_router(fragments: NodeFragments) -> APIRouter:
         node, created = await run_in_threadpool(parts.registry.register, declaration)
         headers = {"Location": f"/nodes/{node.node_id}"}
         if look and (created or wait > 0):
-            job = await run_in_threadpool(parts.jobs.submit, JobAction.REGISTER, [node.node_id], identity.name)
-            headers |= job_headers(job.job_id)
-            if wait > 0:
-                await wait_for(parts, job, wait)
+            try:
+                job = await run_in_threadpool(parts.jobs.submit, JobAction.REGISTER, [node.node_id], identity.name)
+            except QueueFullError:
+                # The node is registered, and that is what was asked for; the scheduler comes to it.
+                _log.warning("a new node waits for its first look, the job queue is full", node_id=node.node_id)
+            else:
+                headers |= job_headers(job.job_id)
+                if wait > 0:
+                    await wait_for(parts, job, wait)
         return await run_in_threadpool(_detail, parts, node.node_id, 201 if created else 200, headers)
 
     @router.get("/nodes/{node_id}", response_model=NodeDetailOut, responses=responses(404, 422))

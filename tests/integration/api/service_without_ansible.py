@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The service with a runner that answers at once: made-up addresses must not be tried for real."""
+"""The service with a runner that looks at nothing: made-up addresses must not be tried for real.
+
+NODE_MANAGER_TEST_HOLD_JOBS makes each job go on until it is stopped.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 
 import uvicorn
@@ -16,8 +20,14 @@ from node_manager.settings import load_settings
 class AnsweringRunner:
     """A Runner that finds each node in order and looks at none."""
 
+    def __init__(self, hold: bool) -> None:
+        self._hold = hold
+
     def run(self, request: RunRequest, stop: threading.Event) -> RunEnd:
-        """End at once, well."""
+        """End well, at once or when stopped."""
+        if self._hold:
+            stop.wait(60)
+            return RunEnd(False, message="stopped")
         return RunEnd(True, {node_id: NodeOutcome(NodeResult.OK) for node_id in request.node_ids})
 
     def discard(self, job_id: str) -> None:
@@ -28,5 +38,5 @@ if __name__ == "__main__":
     settings = load_settings()
     store = connect(settings)
     Tokens(store).ensure_admin(settings.home)
-    app = create_app(settings, store, runner=AnsweringRunner())
+    app = create_app(settings, store, runner=AnsweringRunner("NODE_MANAGER_TEST_HOLD_JOBS" in os.environ))
     uvicorn.run(app, host="127.0.0.1", port=settings.server.port, log_level="warning")
