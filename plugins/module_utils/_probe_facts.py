@@ -129,7 +129,8 @@ class FactsReader:
                 return name
         first = self._reader.read_word("/proc/1/comm")
         if first == "init":
-            return "busybox" if "busybox" in (self._reader.read_optional("/etc/inittab") or "") else "sysvinit"
+            inittab = self._reader.read_optional("/etc/inittab") or ""
+            return "busybox" if "busybox" in inittab.lower() else "sysvinit"
         return {"runit": "runit", "s6-svscan": "s6"}.get(first or "")
 
     def read_cpu(self) -> Dict[str, object]:
