@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,34 +119,58 @@ def test_five_nodes_register_and_their_faults_show_distinctly(
             running_fleet.fleet.replace(node, image=running_fleet.image)
 
 
-def run_check_by_hand(service: RunningService) -> dict[str, str]:
-    """Run playbooks/check.yml with the service stopped; give what the registry says afterwards."""
-    bin_directory = Path(sys.executable).parent
-    before = [node["last_contact_at"] for node in nodectl_nodes(service)]
-    subprocess.run(
-        [str(bin_directory / "ansible-playbook"), "playbooks/check.yml"],
+def test_another_controller_checks_over_http_with_a_token(
+    service: RunningService, running_fleet: RunningFleet, tmp_path: Path
+) -> None:
+    node = running_fleet.fleet.nodes[0]
+    before = register(service, node)["last_contact_at"]
+    made = nodectl(service.variables(), "token", "create", "awx", "--role", "operator", "-o", "json")
+    elsewhere = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("NODE_MANAGER_")},
+        "NODE_MANAGER_HOME": str(tmp_path / "elsewhere"),
+        "NODE_MANAGER_URL": service.url,
+        "NODE_MANAGER_TOKEN": json.loads(made)["token"],
+    }
+
+    done = run_playbook("check.yml", elsewhere)
+
+    assert done.returncode == 0, done.stdout
+    assert nodectl_nodes(elsewhere)[0]["last_contact_at"] > before
+    assert not (tmp_path / "elsewhere" / "node-manager.db").exists()
+
+
+def run_playbook(name: str, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run one of our playbooks, as an operator does in a checkout."""
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "ansible-playbook"), f"playbooks/{name}"],
         cwd=ROOT,
-        env={**service.variables(), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        env={**variables, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
         capture_output=True,
+        text=True,
         timeout=120,
         check=False,
     )
-    after = nodectl_nodes(service)
+
+
+def run_check_by_hand(service: RunningService) -> dict[str, str]:
+    """Run playbooks/check.yml with the service stopped; give what the registry says afterwards."""
+    before = [node["last_contact_at"] for node in nodectl_nodes(service.variables())]
+    run_playbook("check.yml", service.variables())
+    after = nodectl_nodes(service.variables())
     assert [node["last_contact_at"] for node in after] != before
     return {node["node_id"]: node["health"] for node in after}
 
 
-def nodectl_nodes(service: RunningService) -> list[dict[str, Any]]:
-    """List the nodes with nodectl, which reads the store itself."""
-    done = subprocess.run(
-        [sys.executable, "-m", "node_manager", "nodes", "-o", "json"],
-        env=service.variables(),
-        capture_output=True,
-        timeout=60,
-        check=True,
-    )
-    listed: list[dict[str, Any]] = json.loads(done.stdout)
+def nodectl_nodes(variables: dict[str, str]) -> list[dict[str, Any]]:
+    """List the nodes with nodectl, from the store itself or, where a URL is set, over HTTP."""
+    listed: list[dict[str, Any]] = json.loads(nodectl(variables, "nodes", "-o", "json"))
     return listed
+
+
+def nodectl(variables: dict[str, str], *arguments: str) -> str:
+    """Run nodectl; give what it printed."""
+    command = [sys.executable, "-m", "node_manager", *arguments]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 def test_fifty_callers_share_one_run(service: RunningService, running_fleet: RunningFleet) -> None:

@@ -15,7 +15,7 @@ configure_logging(LoggingSettings(level="info", format="json"))
 structlog.get_logger().debug("not written")
 with structlog.contextvars.bound_contextvars(request_id="r-1"):
     structlog.get_logger().info("job started", nodes=3)
-logging.getLogger("a.library").error("it %s", "broke")
+logging.getLogger("alembic").error("it %s", "broke")
 """
 
 
