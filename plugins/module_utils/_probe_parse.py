@@ -207,7 +207,7 @@ def parse_mountinfo(text: str) -> List[Mount]:
 
     Shapes: lines that don't have all fields are skipped; blanks in paths arrive as octal escapes.
         *read_only* looks at the mount's own options and at the superblock's: ``errors=remount-ro`` changes only the
-        latter.
+        latter, and since about Linux 6.12 ext4 says ``emergency_ro`` there instead of ``ro``.
     Source: proc_pid_mountinfo(5), Linux >= 2.6.26.
     """
     mounts: List[Mount] = []
@@ -224,12 +224,13 @@ def parse_mountinfo(text: str) -> List[Mount]:
                 mount_point=_unescape(fields[4]),
                 filesystem_type=rest[0],
                 device=_unescape(rest[1]),
-                read_only="ro" in fields[5].split(",") or "ro" in super_options,
+                read_only="ro" in fields[5].split(",") or not _NOT_WRITABLE.isdisjoint(super_options),
             )
         )
     return mounts
 
 
+_NOT_WRITABLE = frozenset(("ro", "emergency_ro", "shutdown"))
 # Kept in memory, or windows into the kernel: nothing there fills up a disk.
 _PSEUDO_TYPES = frozenset(
     (

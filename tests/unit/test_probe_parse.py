@@ -96,6 +96,24 @@ def test_parse_pressure_leaves_out_missing_lines() -> None:
     assert pressure["full_avg10_percent"] is None
 
 
+@pytest.mark.parametrize(
+    ("options", "super_options", "read_only"),
+    [
+        ("rw,relatime", "rw", False),
+        ("ro,relatime", "rw", True),
+        ("rw,relatime", "ro,errors=remount-ro", True),
+        # Newer kernels leave the flag alone after an error and say this instead.
+        ("rw,relatime", "rw,emergency_ro,errors=remount-ro", True),
+        ("rw,relatime", "rw,shutdown", True),
+    ],
+    ids=["writable", "mount", "superblock", "emergency", "shutdown"],
+)
+def test_parse_mountinfo_tells_what_cannot_be_written(options: str, super_options: str, read_only: bool) -> None:
+    line = f"36 1 8:1 / / {options} - ext4 /dev/sda1 {super_options}"
+
+    assert [mount.read_only for mount in parse_mountinfo(line)] == [read_only]
+
+
 def test_parse_mountinfo_reads_escapes_and_optional_fields() -> None:
     line = r"98 27 0:45 / /mnt/my\040nas rw,relatime shared:1 master:2 - nfs4 nas:/export rw,vers=4.2"
 
