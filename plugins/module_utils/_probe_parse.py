@@ -241,7 +241,8 @@ _PSEUDO_TYPES = frozenset(
     )
 )  # fmt: skip
 # Images are always full and always read-only: a snap or a firmware partition would raise an alarm for ever.
-_IMAGE_TYPES = frozenset(("cramfs", "erofs", "iso9660", "romfs", "squashfs", "udf"))
+# A tuple: `in` compares, where a set would hash a type that a hostile sample gives as a list.
+IMAGE_FILESYSTEMS = ("cramfs", "erofs", "iso9660", "romfs", "squashfs", "udf")
 # A container runtime binds these single files from the host's disk into every container.
 _RUNTIME_FILES = frozenset(("/etc/hostname", "/etc/hosts", "/etc/resolv.conf"))
 _REMOTE_TYPES = frozenset(
@@ -263,7 +264,7 @@ def real_filesystems(mounts: Sequence[Mount]) -> List[Mount]:
     chosen: Dict[str, Mount] = {}
     for mount in visible.values():
         kind = mount.filesystem_type
-        if kind in _IMAGE_TYPES or (kind in _PSEUDO_TYPES and mount.mount_point != "/"):
+        if kind in IMAGE_FILESYSTEMS or (kind in _PSEUDO_TYPES and mount.mount_point != "/"):
             continue
         if mount.mount_point in _RUNTIME_FILES:
             continue

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from typing import Callable, Dict, List, Mapping, Optional, Tuple
 
 from ._checks_spec import CheckFormatError, one_line
+from ._probe_parse import IMAGE_FILESYSTEMS
 from ._words import CheckKind, CheckState, Severity
 
-# Full by nature: an image that is mounted read-only never has free blocks, which says nothing about the node.
-# A tuple: `in` compares, where a set would hash a type that a hostile sample gives as a list.
-IMAGE_FILESYSTEMS = ("cramfs", "erofs", "iso9660", "romfs", "squashfs", "udf")
 # A node decides how many filesystems it lists; the report stays readable whatever it says.
 MAX_FILESYSTEMS = 256
 
