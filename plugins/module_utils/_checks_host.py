@@ -99,7 +99,7 @@ def judge_service(unit: str, properties: Mapping[str, str]) -> Finding:
 def check_process(check: ProcessCheck, host: Host) -> Finding:
     """See whether a process of that name runs."""
     proc = host.reader.path("/proc")
-    pids = [entry for entry in os.listdir(proc) if entry.isdigit()]
+    pids = [entry for entry in os.listdir(proc) if entry.isdecimal()]
     count = sum(_runs_as(proc, pid, check.process) for pid in pids)
     if count:
         return Finding(CheckState.PASSED, f"{count} process(es) named {check.process} run", count, "processes")

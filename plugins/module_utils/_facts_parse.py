@@ -184,7 +184,7 @@ def parse_nvidia_smi(text: Optional[str]) -> Dict[str, int]:
     memory: Dict[str, int] = {}
     for line in (text or "").splitlines():
         fields = [field.strip() for field in line.split(",")]
-        if len(fields) >= 3 and fields[-1].isdigit():
+        if len(fields) >= 3 and fields[-1].isdecimal():
             memory[fields[0]] = int(fields[-1][:12]) * 1024 * 1024
     return memory
 

@@ -47,7 +47,7 @@ def find_job(job_id: str) -> frozenset[int]:
     parents: dict[int, int] = {}
     found: set[int] = set()
     for entry in os.listdir("/proc"):
-        if not entry.isdigit():
+        if not entry.isdecimal():
             continue
         state, parent = _status(entry)
         if state in _GONE:

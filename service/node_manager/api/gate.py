@@ -56,7 +56,7 @@ class Gate:
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             length = headers.get("content-length", "")
-            if length.isdigit() and int(length) > self._max_body_bytes:
+            if length.isdecimal() and int(length) > self._max_body_bytes:
                 response = problem_response(413, "body_too_large", self._too_large())
                 await response(scope, receive, send_with_id)
             else:

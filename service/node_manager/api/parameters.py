@@ -98,7 +98,7 @@ def read_number_cursor(cursor: str | None) -> int | None:
     text = read_cursor(cursor)
     if text is None:
         return None
-    if not text.isdigit() or len(text) > 18:
+    if not text.isdecimal() or len(text) > 18:
         raise InvalidInputError("cursor", "expected the next_cursor of an earlier page")
     return int(text)
 
@@ -111,6 +111,6 @@ def read_if_match(value: str | None) -> int | None:
     if value is None or value.strip() == "*":
         return None
     text = value.strip().removeprefix('"').removesuffix('"')
-    if not text.isdigit() or len(text) > 18:
+    if not text.isdecimal() or len(text) > 18:
         raise StaleGenerationError(f'If-Match: expected the node\'s ETag, such as "3", got {value[:40]!r}')
     return int(text)

@@ -125,6 +125,16 @@ def test_update_with_stale_etag_answers_412(api: httpx.Client, node_id: str) -> 
     assert api.get(f"/nodes/{node_id}").json()["address"] == "127.0.9.9"
 
 
+@pytest.mark.parametrize("tag", ["W/x", "²", "", '"1', "9" * 40], ids=["weak", "superscript", "empty", "half", "long"])
+def test_update_with_an_etag_of_no_node_answers_412(api: httpx.Client, node_id: str, tag: str) -> None:
+    register(api, node_id)
+    etag = tag.encode("latin-1")
+
+    answer = api.delete(f"/nodes/{node_id}", headers={b"If-Match": b'"' + etag + b'"'})
+
+    assert (answer.status_code, answer.json()["code"]) == (412, "stale_generation")
+
+
 def test_deregister_removes(api: httpx.Client, node_id: str) -> None:
     register(api, node_id)
 
