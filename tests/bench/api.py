@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How far `GET /nodes?limit=100` of 10,000 nodes is from a route that does nothing, on this machine.
 
-Both are served by one uvicorn process with the same settings, by turns, under the same load (wrk, 8 connections). The list has
-a token checked, its page read from the store and 100 nodes in its answer; pages are asked for all over the fleet.
+Both are served by one uvicorn process with the same settings, by turns, under the same load (wrk, 8 connections). The list
+has a token checked and 100 nodes in its answer; pages are asked for all over the fleet. "unchanged" is what pollers meet
+while nothing was committed; "changing" asks for more pages than are kept, so each is put together anew, as after every
+commit.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ local cursors, token, n = {%s}, "%s", 0
 request = function()
   n = n + 1
   local cursor = cursors[n %% #cursors + 1]
-  return wrk.format("GET", "/nodes?limit=100&cursor=" .. cursor, {["Authorization"] = "Bearer " .. token})
+  local limit = 100 - math.floor(n / #cursors) %% %d
+  return wrk.format("GET", "/nodes?limit=" .. limit .. "&cursor=" .. cursor, {["Authorization"] = "Bearer " .. token})
 end
 """
 FILL = """
@@ -77,23 +80,26 @@ def main() -> None:
 
 def compare(service: RunningService, no_op_url: str, folder: Path) -> None:
     """Load the routes by turns and print medians."""
-    script = folder / "pages.lua"
     cursors = ",".join(f'"{cursor}"' for cursor in walk(service))
-    script.write_text(SCRIPT % (cursors, service.token), "utf-8")
-    rates: dict[str, list[float]] = {"list": [], "def": [], "async": []}
+    for name, limits in (("unchanged", 1), ("changing", 10)):
+        (folder / f"{name}.lua").write_text(SCRIPT % (cursors, service.token, limits), "utf-8")
+    rates: dict[str, list[float]] = {"unchanged": [], "changing": [], "def": [], "async": []}
     for _ in range(ROUNDS):
         rates["def"].append(load(f"{no_op_url}/def"))
-        rates["list"].append(load(service.url, "--script", str(script)))
+        rates["unchanged"].append(load(service.url, "--script", str(folder / "unchanged.lua")))
+        rates["changing"].append(load(service.url, "--script", str(folder / "changing.lua")))
         rates["async"].append(load(f"{no_op_url}/async"))
     median = {name: statistics.median(values) for name, values in rates.items()}
     for name, text in (
-        ("list", "GET /nodes?limit=100"),
+        ("unchanged", "GET /nodes?limit=100, unchanged"),
+        ("changing", "GET /nodes?limit=100, changing"),
         ("def", "no-op route, def (thread pool)"),
         ("async", "no-op route, async def"),
     ):
         print(f"{text:32} {median[name]:8.0f}/s   (min {min(rates[name]):.0f}, max {max(rates[name]):.0f})")
-    print(f"ratio to no-op def      {median['list'] / median['def']:.2f}   aim >= 0.33")
-    print(f"ratio to no-op async    {median['list'] / median['async']:.2f}")
+    for name in ("unchanged", "changing"):
+        ratios = f"{median[name] / median['def']:.2f} of no-op def, {median[name] / median['async']:.2f} of no-op async"
+        print(f"{name:10} {ratios}   (aim: 0.33)")
 
 
 def walk(service: RunningService) -> Iterator[str]:
