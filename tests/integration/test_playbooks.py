@@ -131,6 +131,7 @@ HOSTILE = {
     "deep-json": 'printf \'{"sample": \'; head -c 200000 /dev/zero | tr "\\0" "["',
     "not-utf-8": "printf '\\377\\376\\200garbage'",
     "nothing": "true",
+    "crash": "echo 'Traceback (most recent call last):' >&2; echo 'RuntimeError: boom' >&2; exit 1",
     "other-answer": 'printf \'{"changed": true, "stolen": 1}\'',
     "too-large": "cat $(dirname $0)/large.json",
 }
@@ -156,7 +157,8 @@ def test_a_node_that_answers_nonsense_fails_alone(controller: Controller, tmp_pa
 
     assert len(done.stdout) < 20_000
     state = controller.node("local-1").state
-    assert state.health_cause.startswith("OutputUnusable: ")
+    expected = "ModuleFailed: " if answer == "crash" else "OutputUnusable: "
+    assert state.health_cause.startswith(expected)
     with controller.store() as store:
         assert newest_sample(store, "local-1") is None
         assert newest_sample(store, "local-2") is not None
