@@ -12,6 +12,8 @@ from node_manager.declarations import NodeDeclaration
 from node_manager.domain import ContactReason, ObservationKind
 from node_manager.node_types import NodeTypes
 from node_manager.observations import Observation
+from node_manager.resource_allocator import AllocationRequest
+from node_manager.resources import ask_of
 from node_manager.settings import Configuration, Settings
 
 START = datetime(2026, 11, 22, 18, 0, tzinfo=UTC)
@@ -39,13 +41,16 @@ def seconds(count: float) -> timedelta:
     return timedelta(seconds=count)
 
 
-def make_settings(configuration: dict[str, Any] | None = None, home: Path = Path("/nonexistent")) -> Settings:
-    """Give settings with two node types: server by its memory, and gateway, which is only declared."""
+def make_settings(
+    configuration: dict[str, Any] | None = None, home: Path = Path("/nonexistent"), **more_types: dict[str, Any]
+) -> Settings:
+    """Give settings with two node types: server by its memory, and gateway, which is only declared; and *more_types*."""
     node_types = NodeTypes.model_validate(
         {
             "node_types": {
                 "server": {"description": "Server", "recognised_by": {"memory_mib_min": 7500}},
                 "gateway": {"description": "Gateway"},
+                **{name: {"description": name, **definition} for name, definition in more_types.items()},
             }
         }
     )
@@ -64,6 +69,13 @@ def make_host_key(seed: int = 1) -> str:
 def make_declaration(node_id: str = "gw-7", **changes: Any) -> NodeDeclaration:
     """Declare a node."""
     return NodeDeclaration.model_validate({"node_id": node_id, "address": "192.0.2.7", **changes})
+
+
+def make_request(
+    allocation_id: str = "a1", resources: dict[str, Any] | None = None, owner: str = "shop", **more: Any
+) -> AllocationRequest:
+    """Ask for 10 MiB of memory, or for *resources*."""
+    return AllocationRequest(allocation_id, owner, ask_of(resources or {"memory_mib": 10}), **more)
 
 
 def make_facts(**changes: Any) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import os
 import secrets
 import uuid
 from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,6 +20,7 @@ from threading import Lock
 
 import sqlalchemy as sa
 
+from node_manager.coalescer import Coalescer
 from node_manager.domain import Role
 from node_manager.node_registry import Clock, utc_now
 from node_manager.problems import ProblemError
@@ -26,6 +29,7 @@ from node_manager.store import Store, tables
 TOKEN_PREFIX = "nm_"  # noqa: S105  # lets secret scanners find a leaked token
 ADMIN_TOKEN_FILE = "admin.token"  # noqa: S105  # a file name
 _CACHE_ENTRIES = 4096
+_MAX_SHARED_ENTRIES = 512
 
 
 class TokenNotFoundError(ProblemError):
@@ -148,6 +152,7 @@ class Tokens:
 class AuditEntry:
     """One write that somebody asked for, and its HTTP status."""
 
+    at: datetime
     actor: str
     role: Role | None
     action: str
@@ -155,20 +160,45 @@ class AuditEntry:
     request_id: str
 
 
-def append_audit(store: Store, entry: AuditEntry, at: datetime) -> None:
-    """Add one entry to the audit, which nothing ever changes or removes."""
-    with store.write() as connection:
-        connection.execute(
-            tables.audit.insert(),
-            {
-                "at": at,
-                "actor": entry.actor,
-                "role": None if entry.role is None else entry.role.value,
-                "action": entry.action[:255],
-                "outcome": entry.outcome,
-                "request_id": entry.request_id,
-            },
-        )
+class AuditLog:
+    """The audit of writes, which nothing ever changes or removes; entries that come together share a transaction."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._coalescer: Coalescer[AuditEntry, None] = Coalescer("audit", self._append, _MAX_SHARED_ENTRIES)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._coalescer.start()
+
+    def stop(self) -> None:
+        """Write what waits, and end."""
+        self._coalescer.stop()
+
+    def append(self, entry: AuditEntry) -> Future[None]:
+        """Add one entry; the future is done once it is in the store, or raises StoreUnavailableError.
+
+        Errors: CoalescerFullError.
+        """
+        return self._coalescer.submit(entry)
+
+    def _append(self, entries: Sequence[AuditEntry]) -> list[None]:
+        with self._store.write() as connection:
+            connection.execute(
+                tables.audit.insert(),
+                [
+                    {
+                        "at": entry.at,
+                        "actor": entry.actor,
+                        "role": None if entry.role is None else entry.role.value,
+                        "action": entry.action[:255],
+                        "outcome": entry.outcome,
+                        "request_id": entry.request_id,
+                    }
+                    for entry in entries
+                ],
+            )
+        return [None] * len(entries)
 
 
 def _digest(text: str) -> str:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -26,7 +27,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
-from node_manager import __version__, resource_monitor, screen
+from node_manager import __version__, haproxy, resource_monitor, screen
 from node_manager.access import Tokens
 from node_manager.client import HttpManager, LocalManager, Manager, UnreachableManagerError, read_token
 from node_manager.declarations import Connection, NodeDeclaration
@@ -62,6 +63,14 @@ class Output(StrEnum):
 
     TABLE = "table"
     JSON = "json"
+
+
+class TrafficOutput(StrEnum):
+    """How weights are written."""
+
+    TABLE = "table"
+    JSON = "json"
+    HAPROXY = "haproxy"
 
 
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="table for people, json for scripts")]
@@ -193,6 +202,41 @@ def register(
     finally:
         store.close()
     typer.echo(f"{LOCAL_NODE_ID} {'registered' if created else 'was registered already'}")
+
+
+@app.command()
+def traffic(
+    deployment_id: Annotated[str, typer.Argument(help="The deployment", metavar="DEPLOYMENT")],
+    output: Annotated[TrafficOutput, typer.Option("--output", "-o", help="haproxy writes a backend section")] = (
+        TrafficOutput.TABLE
+    ),
+    backend: Annotated[str | None, typer.Option(help="HAProxy's backend; the deployment's id where left out")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the replicas, for new servers")] = None,
+    haproxy_socket: Annotated[
+        Path | None, typer.Option(help="Set the weights in a running HAProxy through its admin socket")
+    ] = None,
+    allow_empty: Annotated[bool, typer.Option(help="Let no server take traffic, if that is the advice")] = False,
+) -> None:
+    """Show how a deployment's traffic is to be shared, or bring it to HAProxy."""
+    with _manager() as manager:
+        weights = manager.traffic(deployment_id)
+    try:
+        if haproxy_socket is not None:
+            api = haproxy.RuntimeApi(haproxy_socket)
+            for change in api.apply(backend or deployment_id, weights, port=port, allow_empty=allow_empty):
+                typer.echo(f"{change.server}: {change.kind} {change.before or '-'} -> {change.after}")
+        elif output is TrafficOutput.HAPROXY:
+            if port is None:
+                _fail("say --port: the port on which the replicas serve", ExitCode.USAGE)
+            typer.echo(haproxy.render_backend(backend or deployment_id, weights, port), nl=False)
+        elif output is TrafficOutput.JSON:
+            _write_json([asdict(weight) for weight in weights])
+        else:
+            screen.make_console().print(screen.weights_table(weights))
+    except haproxy.HaproxyError as error:
+        for change in error.changes:
+            typer.echo(f"{change.server}: {change.kind} {change.before or '-'} -> {change.after}")
+        _fail(str(error), ExitCode.PARTLY if error.changes else ExitCode.REFUSED)
 
 
 @app.command()

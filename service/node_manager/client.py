@@ -9,15 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import httpx
 
 from node_manager.declarations import NodeDeclaration
+from node_manager.deployments import DeploymentPlacer
 from node_manager.domain import Health, Status
-from node_manager.node_registry import Clock, NodeFilter, NodeRegistry, utc_now
+from node_manager.load_distribution import TrafficState, Weight
+from node_manager.node_filters import NodeFilter
+from node_manager.node_registry import Clock, NodeRegistry, utc_now
 from node_manager.problems import ProblemError
+from node_manager.resource_allocator import ResourceAllocator
 from node_manager.settings import Settings
 from node_manager.store import Store
+from node_manager.traffic import Traffic
 from node_manager.views import render_node
 
 _PAGE = 1000
@@ -36,6 +42,9 @@ class Manager(Protocol):
     def register(self, declaration: NodeDeclaration) -> tuple[dict[str, Any], bool]:
         """Register a node; the node and whether it is new."""
 
+    def traffic(self, deployment_id: str) -> list[Weight]:
+        """Read how a deployment's traffic is to be shared."""
+
 
 class LocalManager:
     """The manager in this process, on its store; works with the service stopped."""
@@ -44,6 +53,8 @@ class LocalManager:
         self._settings = settings
         self._clock = clock
         self._registry = NodeRegistry(store, settings, clock)
+        allocator = ResourceAllocator(store, settings, clock)
+        self._traffic = Traffic(store, settings, DeploymentPlacer(store, settings, allocator, clock), clock)
 
     def nodes(self, wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """List nodes page by page."""
@@ -73,6 +84,10 @@ class LocalManager:
         node, created = self._registry.register(declaration)
         return render_node(node, self._settings, self._clock()), created
 
+    def traffic(self, deployment_id: str) -> list[Weight]:
+        """Read the weights from the store."""
+        return self._traffic.weights_of(deployment_id)
+
 
 class HttpManager:
     """The manager behind its API."""
@@ -98,6 +113,11 @@ class HttpManager:
         """Register a node over HTTP."""
         answer = self._call("POST", "/nodes", json=declaration.model_dump(mode="json", exclude_unset=True))
         return answer.json(), answer.status_code == 201
+
+    def traffic(self, deployment_id: str) -> list[Weight]:
+        """Read the weights over HTTP."""
+        answer = self._call("GET", f"/deployment/{quote(deployment_id, safe='')}/traffic")
+        return [Weight(**{**node, "state": TrafficState(node["state"])}) for node in answer.json()["nodes"]]
 
     def close(self) -> None:
         """Close the connections."""

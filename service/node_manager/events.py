@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -22,6 +23,9 @@ class EventType(StrEnum):
     NODE_ADMIN_CHANGED = "node.lifecycle.admin_changed"
     HOST_KEYS_PINNED = "node.lifecycle.host_keys_pinned"
     HEALTH_CHANGED = "node.health.changed"
+    ALLOCATION_RESERVED = "allocation.reserved"
+    ALLOCATION_CONFIRMED = "allocation.confirmed"
+    ALLOCATION_RELEASED = "allocation.released"
 
     @property
     def topic(self) -> str:
@@ -29,19 +33,37 @@ class EventType(StrEnum):
         return self.value.rpartition(".")[0]
 
 
+class NewEvent(NamedTuple):
+    """One event to be written."""
+
+    event: EventType
+    node_id: str
+    at: datetime
+    data: dict[str, Any]
+
+
 def emit(connection: sa.Connection, event: EventType, node_id: str, at: datetime, data: dict[str, Any]) -> None:
     """Add one event to the outbox."""
-    connection.execute(
-        tables.outbox.insert(),
-        {
-            "event_id": str(uuid.uuid4()),
-            "topic": event.topic,
-            "type": event.value,
-            "node_id": node_id,
-            "occurred_at": at,
-            "data": data,
-        },
-    )
+    emit_all(connection, [NewEvent(event, node_id, at, data)])
+
+
+def emit_all(connection: sa.Connection, found: Sequence[NewEvent]) -> None:
+    """Add events to the outbox, in their order."""
+    if found:
+        connection.execute(
+            tables.outbox.insert(),
+            [
+                {
+                    "event_id": str(uuid.uuid4()),
+                    "topic": new.event.topic,
+                    "type": new.event.value,
+                    "node_id": new.node_id,
+                    "occurred_at": new.at,
+                    "data": new.data,
+                }
+                for new in found
+            ],
+        )
 
 
 def of_node(connection: sa.Connection, node_id: str, limit: int, before: int | None) -> list[sa.Row[Any]]:

@@ -18,22 +18,30 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
-from node_manager import __version__
-from node_manager.access import Tokens
+from node_manager import __version__, accounts
+from node_manager.access import AuditLog, Tokens
+from node_manager.advice import Optimiser
+from node_manager.api import allocations, deployments, system, watching
 from node_manager.api import jobs as jobs_api
-from node_manager.api import system, watching
 from node_manager.api.errors import Problem, add_handlers
 from node_manager.api.fragments import NodeFragments
 from node_manager.api.gate import Gate
 from node_manager.api.nodes import make_router
+from node_manager.api.schemas_deployment import SelectionBatch
+from node_manager.deployments import DeploymentPlacer
 from node_manager.jobs import JobQueue
 from node_manager.node_registry import Clock, NodeRegistry, utc_now
 from node_manager.observations import ObservationLog
 from node_manager.parts import Parts
+from node_manager.placement_queue import PlacementQueue
 from node_manager.playbook_process import Runner
+from node_manager.quotas import Quotas
+from node_manager.resource_allocator import ResourceAllocator
 from node_manager.scheduler import Scheduler
+from node_manager.selection_request import SelectionRequest
 from node_manager.settings import Settings, SettingsError, load_settings
 from node_manager.store import Store, open_store
+from node_manager.traffic import Traffic
 
 DESCRIPTION = """
 Looks after the nodes of a distributed IoT platform: registers them, watches their resources, checks their health.
@@ -62,19 +70,43 @@ def create_app(
     instance_id = f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     queue = JobQueue(store, settings, clock, instance_id, runner=runner)
     registry = NodeRegistry(store, settings, clock)
-    parts = Parts(settings, store, registry, ObservationLog(store, settings, clock), queue, tokens, clock)
-    scheduler = Scheduler(store, settings, queue, clock, instance_id)
+    audit = AuditLog(store)
+    allocator = ResourceAllocator(store, settings, clock)
+    placer = DeploymentPlacer(store, settings, allocator, clock)
+    parts = Parts(
+        settings=settings,
+        store=store,
+        registry=registry,
+        observations=ObservationLog(store, settings, clock),
+        allocator=allocator,
+        quotas=Quotas(store, settings, clock),
+        placer=placer,
+        placements=PlacementQueue(placer),
+        traffic=Traffic(store, settings, placer, clock),
+        optimiser=Optimiser(store, settings, placer, clock),
+        jobs=queue,
+        tokens=tokens,
+        clock=clock,
+    )
+    scheduler = Scheduler(
+        store, settings, queue, clock, instance_id, chores=[allocator.expire], hourly_chores=[placer.prune]
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(accounts.fit_all, store, settings)
+        await run_in_threadpool(placer.warm)
+        audit.start()
+        parts.placements.start()
         await run_in_threadpool(queue.start)
         if on_started is not None:
             await run_in_threadpool(on_started, parts)
-        if settings.configuration.monitoring.scheduled:
-            await run_in_threadpool(scheduler.start)
+        await run_in_threadpool(scheduler.start)
         yield
         await run_in_threadpool(scheduler.stop)
         await run_in_threadpool(queue.stop)
+        await run_in_threadpool(parts.placements.stop)
+        await run_in_threadpool(audit.stop)
 
     # Its documentation page brings its own scripts: managers run where there is no internet.
     app = FastAPIOffline(
@@ -90,11 +122,13 @@ def create_app(
     for router in (
         make_router(NodeFragments(store, registry, settings, clock)),
         watching.router,
+        allocations.router,
+        deployments.router,
         jobs_api.router,
         system.router,
     ):
         app.include_router(router)
-    app.add_middleware(Gate, store=store, max_body_bytes=settings.server.max_body_bytes, clock=clock)
+    app.add_middleware(Gate, audit=audit, max_body_bytes=settings.server.max_body_bytes, clock=clock)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # the framework's documented way
     return app
 
@@ -126,5 +160,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(problem.pop("$defs"))
         schemas["Problem"] = problem
+        # Read by hand, so that the framework doesn't know them.
+        for model in (SelectionRequest, SelectionBatch):
+            described = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(described.pop("$defs", {}))
+            schemas[model.__name__] = described
         app.openapi_schema = schema
     return app.openapi_schema

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from node_manager import events, host_keys
+from node_manager import accounts, changes, events, host_keys
 from node_manager.declarations import NodeChange, NodeDeclaration
-from node_manager.domain import Admin, Health, Status
+from node_manager.domain import Admin, Status
 from node_manager.health_checker import NodeState, derive_status, is_schedulable, new_state
+from node_manager.ledger import Ledger, select_held
+from node_manager.node_filters import NodeFilter, conditions
 from node_manager.node_states import insert_state, state_of_row
 from node_manager.problems import (
     InvalidInputError,
@@ -77,19 +79,6 @@ class Node:
         return is_schedulable(self.admin, self.state, now, stale_after)
 
 
-@dataclass(frozen=True)
-class NodeFilter:
-    """Which nodes to list; an empty field lets all pass, labels must all hold."""
-
-    status: Status | None = None
-    health: Health | None = None
-    node_type: str | None = None
-    zone: str | None = None
-    site: str | None = None
-    region: str | None = None
-    labels: tuple[tuple[str, str | None], ...] = ()
-
-
 class NodeVersion(NamedTuple):
     """The identity of one rendered node: as long as it is equal, the node is too."""
 
@@ -136,6 +125,7 @@ class NodeRegistry:
                 _write_labels(connection, declaration.node_id, declaration.labels)
                 host_keys.pin(connection, declaration.node_id, declaration.host_keys, host_keys.GIVEN, now)
                 insert_state(connection, declaration.node_id, new_state(now))
+                self._fit_account(connection, declaration.node_id)
                 events.emit(
                     connection, events.EventType.NODE_REGISTERED, declaration.node_id, now, _event_data(values, 1)
                 )
@@ -167,6 +157,7 @@ class NodeRegistry:
             if change.host_keys:
                 host_keys.forget(connection, node_id)
                 host_keys.pin(connection, node_id, change.host_keys, host_keys.GIVEN, now)
+            self._fit_account(connection, node_id)
             events.emit(connection, events.EventType.NODE_UPDATED, node_id, now, _event_data(values, generation))
             if change.admin is not None and change.admin is not node.admin:
                 _emit_admin_changed(connection, node, change.admin, "declared", now)
@@ -186,6 +177,7 @@ class NodeRegistry:
                 tables.nodes.update().where(tables.nodes.c.node_id == node_id),
                 {"admin": admin.value, "generation": node.generation + 1, "updated_at": now},
             )
+            changes.note(connection, [node_id])
             _emit_admin_changed(connection, node, admin, reason, now)
             return _select_known(connection, node_id)
 
@@ -202,6 +194,7 @@ class NodeRegistry:
                 tables.nodes.update().where(tables.nodes.c.node_id == node_id),
                 {"generation": node.generation + 1, "updated_at": now},
             )
+            changes.note(connection, [node_id])
             events.emit(connection, events.EventType.HOST_KEYS_PINNED, node_id, now, {"origin": None, "host_keys": []})
             return _select_known(connection, node_id)
 
@@ -211,15 +204,14 @@ class NodeRegistry:
         Errors: NodeNotFoundError; NodeInUseError while it holds allocations (*force* drops them) or is a jump host.
         """
         now = self._clock()
+        table = tables.allocations
         with self._store.write() as connection:
+            ledger = Ledger(connection, self._settings, now)
+            # In the ledger's order: owners before the node.
+            ledger.hold(connection.scalars(sa.select(table.c.owner).where(table.c.node_id == node_id).distinct()), [])
             _lock(connection, node_id, if_generation)
-            held = list(
-                connection.scalars(
-                    sa.select(tables.allocations.c.allocation_id)
-                    .where(tables.allocations.c.node_id == node_id)
-                    .order_by(tables.allocations.c.allocation_id)
-                )
-            )
+            dropped = select_held(connection, ledger, table.c.node_id == node_id)
+            held = [allocation.allocation_id for allocation in dropped]
             if held and not force:
                 raise NodeInUseError(
                     f"node {node_id!r} holds {len(held)} allocations; release them first, or repeat with force=true",
@@ -232,7 +224,10 @@ class NodeRegistry:
                     f"node {node_id!r} is the jump host of {', '.join(behind[:5])}; declare another way to them first",
                     node_id=node_id,
                 )
-            connection.execute(tables.allocations.delete().where(tables.allocations.c.node_id == node_id))
+            for allocation in dropped:
+                ledger.drop(allocation, "node_deregistered")
+            ledger.write()
+            changes.note(connection, [node_id])
             connection.execute(tables.nodes.delete().where(tables.nodes.c.node_id == node_id))
             events.emit(
                 connection,
@@ -253,9 +248,9 @@ class NodeRegistry:
     def page(self, wanted: NodeFilter, limit: int, after: str | None) -> NodePage:
         """List the versions of the nodes that pass *wanted*, ordered by node_id, those behind *after*."""
         query = _PAGE_QUERY
-        conditions = _conditions(wanted)
-        if conditions:
-            query = query.where(*conditions)
+        found = conditions(wanted)
+        if found:
+            query = query.where(*found)
         with self._store.read() as connection:
             # Ids are not empty, so all of them are behind "".
             rows = connection.execute(query, {"after": after or "", "most": limit + 1}).all()
@@ -274,6 +269,11 @@ class NodeRegistry:
             return set(
                 connection.scalars(sa.select(tables.nodes.c.node_id).where(tables.nodes.c.node_id.in_(node_ids)))
             )
+
+    def _fit_account(self, connection: sa.Connection, node_id: str) -> None:
+        node = _select_known(connection, node_id)
+        accounts.fit(connection, node_id, node.node_type, node.declared_capacity, node.facts, self._settings)
+        changes.note(connection, [node_id])
 
     def _check_references(self, connection: sa.Connection, node_id: str, change: NodeChange, *, has_keys: bool) -> None:
         if change.node_type is not None and change.node_type not in self._settings.node_types:
@@ -460,30 +460,3 @@ def _emit_admin_changed(connection: sa.Connection, node: Node, admin: Admin, rea
 
 def _event_data(values: dict[str, Any], generation: int) -> dict[str, Any]:
     return {"node": {key: value for key, value in values.items() if key != "connection"}, "generation": generation}
-
-
-def _conditions(wanted: NodeFilter) -> list[sa.ColumnElement[bool]]:
-    nodes, states = tables.nodes.c, tables.node_states.c
-    found: list[sa.ColumnElement[bool]] = []
-    if wanted.status is not None:
-        in_maintenance = nodes.admin == Admin.MAINTENANCE.value
-        out = sa.or_(nodes.admin == Admin.OFFLINE.value, states.health == Health.UNREACHABLE.value)
-        match wanted.status:
-            case Status.MAINTENANCE:
-                found.append(in_maintenance)
-            case Status.OFFLINE:
-                found.append(sa.and_(sa.not_(in_maintenance), out))
-            case Status.ONLINE:
-                found.append(sa.and_(sa.not_(in_maintenance), sa.not_(out)))
-    if wanted.health is not None:
-        found.append(states.health == wanted.health.value)
-    if wanted.node_type is not None:
-        found.append(sa.func.coalesce(nodes.node_type, states.recognised_type) == wanted.node_type)
-    for column, value in ((nodes.zone, wanted.zone), (nodes.site, wanted.site), (nodes.region, wanted.region)):
-        if value is not None:
-            found.append(column == value)
-    for key, label in wanted.labels:
-        labels = tables.node_labels.alias()
-        match_label = sa.exists().where(labels.c.node_id == nodes.node_id, labels.c.key == key)
-        found.append(match_label if label is None else match_label.where(labels.c.value == label))
-    return found

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from node_manager.domain import ConditionType, Health
 from node_manager.health_checker import Condition, NodeState
+from node_manager.overcommit import Pressure
 from node_manager.store import tables
 
 
@@ -40,17 +41,39 @@ def insert_state(connection: sa.Connection, node_id: str, state: NodeState) -> N
     """Write the first state of a node."""
     connection.execute(
         tables.node_states.insert(),
-        {"node_id": node_id, "revision": _first_revision(state), "recognised_type": None, **_values(state)},
+        {
+            "node_id": node_id,
+            "revision": _first_revision(state),
+            "recognised_type": None,
+            **_values(state),
+            **_pressure_values(Pressure()),
+        },
     )
 
 
-def update_state(connection: sa.Connection, node_id: str, state: NodeState, recognised_type: str | None) -> None:
+def update_state(
+    connection: sa.Connection, node_id: str, state: NodeState, recognised_type: str | None, pressure: Pressure
+) -> None:
     """Write a node's state and count its revision up."""
     connection.execute(
         tables.node_states.update()
         .where(tables.node_states.c.node_id == node_id)
-        .values(revision=tables.node_states.c.revision + 1, recognised_type=recognised_type, **_values(state))
+        .values(
+            revision=tables.node_states.c.revision + 1,
+            recognised_type=recognised_type,
+            **_values(state),
+            **_pressure_values(pressure),
+        )
     )
+
+
+def pressure_of_row(row: sa.Row[Any]) -> Pressure:
+    """Read the pressure from a row that has the columns of node_states."""
+    return Pressure(tuple(row.cpu_readings), row.pressed_at)
+
+
+def _pressure_values(pressure: Pressure) -> dict[str, Any]:
+    return {"cpu_readings": pressure.readings, "pressed_at": pressure.pressed_at}
 
 
 def _first_revision(state: NodeState) -> int:

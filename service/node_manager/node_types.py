@@ -237,6 +237,13 @@ class NodeType(Part):
     recognised_by: RecognisedBy | None = Field(None, description="How facts tell the type; left out: only declared")
     reserved: Reserved = Field(default_factory=Reserved, description=Reserved.__doc__)
     overcommit: Overcommit = Field(default_factory=Overcommit, description=Overcommit.__doc__)
+    resources: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")], Annotated[int, Field(ge=0, le=2**53)]] = (
+        Field(
+            default_factory=dict,
+            max_length=32,
+            description="Resources that each node of the type has where its facts don't tell, such as two cameras",
+        )
+    )
     thresholds: Thresholds = Field(default_factory=Thresholds, description="Limits that differ from config.json")
     checks: list[Check] = Field(default_factory=list, description="Health checks run on each node of the type")
     contact_windows: list[ContactWindow] = Field(

@@ -17,12 +17,13 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import BaseModel, ValidationError
 
-from node_manager import events, host_keys
+from node_manager import accounts, changes, events, host_keys
 from node_manager.declarations import is_node_id, parse_host_key
 from node_manager.domain import Admin, ContactReason, ObservationKind, TooLargeError, clean, recognise
 from node_manager.health_checker import NodeState, after_failure, after_report, after_success
 from node_manager.node_registry import Clock, utc_now
-from node_manager.node_states import state_of_row, update_state
+from node_manager.node_states import pressure_of_row, state_of_row, update_state
+from node_manager.overcommit import Pressure, after_sample
 from node_manager.resource_monitor import add_to_history
 from node_manager.settings import Settings
 from node_manager.shapes import Contact, Facts, Report, Sample
@@ -90,7 +91,10 @@ class _NodeWork:
     admin: Admin
     may_pin: bool
     state: NodeState
+    pressure: Pressure
+    declared_type: str | None
     recognised_type: str | None
+    capacity: dict[str, int]
     newest: dict[ObservationKind, datetime]
     changed: bool = False
     writes: dict[ObservationKind, Observation] = field(default_factory=dict)
@@ -138,9 +142,11 @@ class ObservationLog:
                     outcome.late += not taken
                 if taken and isinstance(item.content, Sample):
                     history.append((node_id, item.observation.observed_at, item.content))
-            for node_id, work in works.items():
-                if work.changed:
-                    _write(connection, node_id, work)
+            # In the order in which everybody holds accounts.
+            changed = sorted(node_id for node_id, work in works.items() if work.changed)
+            for node_id in changed:
+                self._write(connection, node_id, works[node_id])
+            changes.note(connection, changed)
             add_to_history(connection, history)
         outcome.rejected.sort(key=lambda rejection: rejection.index)
         return outcome
@@ -182,6 +188,15 @@ class ObservationLog:
             work.contents[kind] = item.content
         if isinstance(item.content, Facts):
             self._take_facts(connection, work, item.observation, item.content)
+        if isinstance(item.content, Sample):
+            cpu = item.content.cpu
+            work.pressure = after_sample(
+                work.pressure,
+                cpu.use_percent if cpu else None,
+                cpu.pressure.some_avg60_percent if cpu and cpu.pressure else None,
+                at,
+                self._settings.configuration.allocation,
+            )
         last_attempt_at = work.state.last_attempt_at
         # Checks are judged even if another look came later: that one may have been no run of the checks.
         if last_attempt_at is None or at >= last_attempt_at or isinstance(item.content, Report):
@@ -219,6 +234,19 @@ class ObservationLog:
                 },
             )
 
+    def _write(self, connection: sa.Connection, node_id: str, work: _NodeWork) -> None:
+        update_state(connection, node_id, work.state, work.recognised_type, work.pressure)
+        for kind, observation in work.writes.items():
+            table, document = _NEWEST[kind]
+            content = work.contents[kind].model_dump(mode="json", by_alias=True)
+            values = {"observed_at": observation.observed_at, "source": observation.source, document: content}
+            updated = connection.execute(table.update().where(table.c.node_id == node_id), values)
+            if updated.rowcount == 0:
+                connection.execute(table.insert(), {"node_id": node_id, **values})
+            if kind is ObservationKind.FACTS:
+                node_type = work.declared_type or work.recognised_type
+                accounts.fit(connection, node_id, node_type, work.capacity, content, self._settings)
+
     def _judge(self, state: NodeState, content: BaseModel, at: datetime) -> NodeState:
         if isinstance(content, Report):
             return after_report(state, content, at)
@@ -238,7 +266,13 @@ def _load(connection: sa.Connection, node_ids: Sequence[str], *, may_pin: bool) 
     # Before anything is read: what was read before the lock may have changed by the time it is given.
     _lock(connection, node_ids)
     query = (
-        sa.select(tables.nodes.c.admin, tables.nodes.c.connection, tables.node_states)
+        sa.select(
+            tables.nodes.c.admin,
+            tables.nodes.c.connection,
+            tables.nodes.c.node_type,
+            tables.nodes.c.capacity,
+            tables.node_states,
+        )
         .join(tables.nodes, tables.nodes.c.node_id == tables.node_states.c.node_id)
         .where(tables.node_states.c.node_id.in_(node_ids))
     )
@@ -262,24 +296,13 @@ def _load(connection: sa.Connection, node_ids: Sequence[str], *, may_pin: bool) 
             admin=Admin(row.admin),
             may_pin=may_pin and row.connection["kind"] != "local" and row.node_id not in keyed,
             state=state,
+            pressure=pressure_of_row(row),
+            declared_type=row.node_type,
             recognised_type=row.recognised_type,
+            capacity=row.capacity,
             newest=newest[row.node_id],
         )
     return works
-
-
-def _write(connection: sa.Connection, node_id: str, work: _NodeWork) -> None:
-    update_state(connection, node_id, work.state, work.recognised_type)
-    for kind, observation in work.writes.items():
-        table, document = _NEWEST[kind]
-        values = {
-            "observed_at": observation.observed_at,
-            "source": observation.source,
-            document: work.contents[kind].model_dump(mode="json", by_alias=True),
-        }
-        updated = connection.execute(table.update().where(table.c.node_id == node_id), values)
-        if updated.rowcount == 0:
-            connection.execute(table.insert(), {"node_id": node_id, **values})
 
 
 def _usable_keys(texts: Iterable[str]) -> Iterable[str]:

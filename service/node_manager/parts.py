@@ -6,11 +6,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from node_manager.access import Tokens
+from node_manager.advice import Optimiser
+from node_manager.deployments import DeploymentPlacer
 from node_manager.jobs import JobQueue
 from node_manager.node_registry import Clock, NodeRegistry
 from node_manager.observations import ObservationLog
+from node_manager.placement_queue import PlacementQueue
+from node_manager.quotas import Quotas
+from node_manager.resource_allocator import ResourceAllocator
 from node_manager.settings import Settings
 from node_manager.store import Store
+from node_manager.traffic import Traffic
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,12 @@ class Parts:
     store: Store
     registry: NodeRegistry
     observations: ObservationLog
+    allocator: ResourceAllocator
+    quotas: Quotas
+    placer: DeploymentPlacer
+    placements: PlacementQueue
+    traffic: Traffic
+    optimiser: Optimiser
     jobs: JobQueue
     tokens: Tokens
     clock: Clock

@@ -38,6 +38,82 @@ class JobNotFoundError(ProblemError):
     code = "job_not_found"
 
 
+class AllocationNotFoundError(ProblemError):
+    """No allocation of that id is there (any more)."""
+
+    status = 404
+    code = "allocation_not_found"
+
+
+class DeploymentNotFoundError(ProblemError):
+    """Nothing is reserved for a deployment of that id."""
+
+    status = 404
+    code = "deployment_not_found"
+
+    def __init__(self, deployment_id: str) -> None:
+        super().__init__(
+            f"nothing is reserved for deployment {deployment_id!r}; POST /deployment/node-selection places it",
+            deployment_id=deployment_id,
+        )
+
+
+class DecisionNotFoundError(ProblemError):
+    """No decision of that id is on record (any more)."""
+
+    status = 404
+    code = "decision_not_found"
+
+
+class QuotaNotFoundError(ProblemError):
+    """The owner has no quota."""
+
+    status = 404
+    code = "quota_not_found"
+
+
+class QuotaExceededError(ProblemError):
+    """The owner would pass a hard limit."""
+
+    status = 403
+    code = "quota_exceeded"
+
+
+class InsufficientResourcesError(ProblemError):
+    """The node has less left than is asked for."""
+
+    status = 409
+    code = "insufficient_resources"
+
+
+class NodeNotSchedulableError(ProblemError):
+    """New work is kept off the node."""
+
+    status = 409
+    code = "node_not_schedulable"
+
+
+class NothingFitsError(ProblemError):
+    """No choice of nodes satisfies the request; carries the reasons and what would make it fit."""
+
+    status = 409
+    code = "nothing_fits"
+
+
+class DeploymentExistsError(ProblemError):
+    """The id is taken by a deployment that asks for something else."""
+
+    status = 409
+    code = "deployment_exists"
+
+
+class AllocationMismatchError(ProblemError):
+    """The id is taken by an allocation of something else."""
+
+    status = 422
+    code = "allocation_mismatch"
+
+
 class NodeExistsError(ProblemError):
     """The id is taken by a node that was declared otherwise."""
 
@@ -81,3 +157,10 @@ class QueueFullError(ProblemError):
 
     status = 503
     code = "job_queue_full"
+
+
+class PlacementQueueFullError(ProblemError):
+    """Too many requests wait to be placed already."""
+
+    status = 503
+    code = "placement_queue_full"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -42,12 +42,22 @@ class Scheduler:
     """What happens by itself."""
 
     def __init__(
-        self, store: Store, settings: Settings, queue: JobQueue, clock: Clock = utc_now, instance_id: str = "manager"
+        self,
+        store: Store,
+        settings: Settings,
+        queue: JobQueue,
+        clock: Clock = utc_now,
+        instance_id: str = "manager",
+        chores: Sequence[Callable[[], object]] = (),
+        hourly_chores: Sequence[Callable[[], object]] = (),
     ) -> None:
         self._store = store
         self._settings = settings
         self._queue = queue
         self._clock = clock
+        # What the parts want done every round (a second), and every hour, by one manager.
+        self._chores = chores
+        self._hourly_chores = hourly_chores
         self._instance_id = instance_id
         self._log = structlog.get_logger().bind(instance_id=instance_id)
         self._stopped = threading.Event()
@@ -85,6 +95,20 @@ class Scheduler:
         now = self._clock()
         if not self._lead(now):
             return False
+        for chore in self._chores:
+            chore()
+        if self._settings.configuration.monitoring.scheduled:
+            self._look_at_nodes(now)
+        if _is_due(self._pruned_at, now, _PRUNE_SECONDS):
+            self._pruned_at = now
+            keep = timedelta(days=self._settings.configuration.storage.history_days)
+            resource_monitor.prune(self._store, now, keep)
+            self._queue.prune()
+            for chore in self._hourly_chores:
+                chore()
+        return True
+
+    def _look_at_nodes(self, now: datetime) -> None:
         followed_up = self._follow_up(now)
         monitoring = self._settings.configuration.monitoring
         shortest = min(monitoring.gather_interval_seconds, monitoring.check_interval_seconds)
@@ -92,12 +116,6 @@ class Scheduler:
             self._scanned_at = now
             checked = self._look(JobAction.CHECK, monitoring.check_interval_seconds, now, followed_up)
             self._look(JobAction.GATHER, monitoring.gather_interval_seconds, now, followed_up | checked)
-        if _is_due(self._pruned_at, now, _PRUNE_SECONDS):
-            self._pruned_at = now
-            keep = timedelta(days=self._settings.configuration.storage.history_days)
-            resource_monitor.prune(self._store, now, keep)
-            self._queue.prune()
-        return True
 
     def _run(self) -> None:
         while True:

@@ -136,6 +136,9 @@ def _type(found: Schema, definitions: Schema) -> str:
         return " or ".join(f"`{word}`" for word in found["enum"])
     if found.get("type") == "array":
         return f"list of {_type(found['items'], definitions)}"
+    if found.get("type") == "object":
+        (entry,) = found["patternProperties"].values()
+        return f"{_type(entry, definitions)} by name"
     if found.get("format") == "path":
         return "path"
     word = _WORDS[found["type"]]

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from node_manager.access import TokenRecord
+from node_manager.load_distribution import Weight
 from node_manager.resource_monitor import Utilization
 from node_manager.views import render_time
 
@@ -35,6 +36,20 @@ _HEALTH_STYLES = {
 def make_console() -> Console:
     """Open standard output: as wide as the terminal, and wide enough for whole lines where it is none."""
     return Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH, soft_wrap=True)
+
+
+def weights_table(weights: Iterable[Weight]) -> Table:
+    """Lay out how traffic is to be shared."""
+    table = Table("NODE", "ADDRESS", "WEIGHT", "STATE", "REASON", box=None, pad_edge=False)
+    for weight in weights:
+        table.add_row(
+            escape(weight.node_id),
+            escape(weight.address),
+            str(weight.weight),
+            weight.state.value,
+            escape(weight.reason),
+        )
+    return table
 
 
 def nodes_table(nodes: Iterable[Mapping[str, Any]]) -> Table:

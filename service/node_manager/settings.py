@@ -96,6 +96,29 @@ class HealthSettings(Section):
     checks_timeout_seconds: PositiveSeconds = Field(20, description="Deadline for all health checks of one node")
 
 
+class AllocationSettings(Section):
+    """How resources are promised."""
+
+    pressure_percent: float = Field(
+        25, ge=0, le=100, description="Time that work waits for a CPU (PSI some avg60) above which overcommit is off"
+    )
+    busy_percent: float = Field(
+        85, ge=0, le=100, description="CPU use, 95th percentile of the last 20 samples, above which overcommit is off"
+    )
+    pressure_hold_seconds: PositiveSeconds = Field(
+        600, description="How long after the last sign of pressure overcommit stays off"
+    )
+    max_ttl_seconds: int = Field(86400, ge=1, description="Longest time that an unconfirmed allocation may ask for")
+
+
+class SelectionSettings(Section):
+    """How nodes are chosen for deployments."""
+
+    keep_decisions: int = Field(10_000, ge=1, description="Newest decisions that are kept and can be replayed")
+    max_deployments: int = Field(500, ge=1, le=5000, description="Deployments that one request may carry")
+    max_replicas: int = Field(1000, ge=1, le=10_000, description="Replicas that one deployment may have")
+
+
 class AnsibleSettings(Section):
     """How jobs are run."""
 
@@ -156,6 +179,8 @@ class Configuration(Section):
         default_factory=Thresholds, description="Limits for types that set none of their own, by what they watch"
     )
     health: HealthSettings = Field(default_factory=HealthSettings, description=HealthSettings.__doc__)
+    allocation: AllocationSettings = Field(default_factory=AllocationSettings, description=AllocationSettings.__doc__)
+    selection: SelectionSettings = Field(default_factory=SelectionSettings, description=SelectionSettings.__doc__)
     ansible: AnsibleSettings = Field(default_factory=AnsibleSettings, description=AnsibleSettings.__doc__)
     ssh: SshSettings = Field(default_factory=SshSettings, description=SshSettings.__doc__)
     auth: AuthSettings = Field(default_factory=AuthSettings, description=AuthSettings.__doc__)

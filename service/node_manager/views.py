@@ -6,16 +6,24 @@ Pure: domain objects in, plain data out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from node_manager.capacity import Account, capacity_of
 from node_manager.health_checker import NodeState
+from node_manager.ledger import Allocation
 from node_manager.node_registry import Node
-from node_manager.resource_allocator import Account, capacity_of
 from node_manager.resource_monitor import Minute, Observed, applications_of, summarise
+from node_manager.resources import as_data
 from node_manager.settings import Settings
 from node_manager.shapes import Sample
+
+if TYPE_CHECKING:
+    # Types only: loading them costs 0.15 s, which each worker of a playbook would pay.
+    from node_manager.advice import Suggestions
+    from node_manager.deployments import Placed
 
 
 def render_time(at: datetime | None) -> str | None:
@@ -34,7 +42,9 @@ def render_node(node: Node, settings: Settings, now: datetime) -> dict[str, Any]
         "labels": node.labels,
         "location": node.location,
         "connection": node.connection,
-        "capacity": capacity_of(node.declared_capacity, node.facts),
+        "capacity": capacity_of(
+            node.declared_capacity, node.facts, settings.node_types.get(node.node_type) if node.node_type else None
+        ),
         "declared_capacity": node.declared_capacity,
         "admin": node.admin.value,
         "health": node.state.health.value,
@@ -100,9 +110,101 @@ def render_utilization(node_id: str, sample: Observed, minutes: list[Minute] | N
     }
 
 
-def render_resources(node_id: str, books: Account, allocations: list[dict[str, Any]]) -> dict[str, Any]:
+def render_resources(node_id: str, books: Account, allocations: list[Allocation]) -> dict[str, Any]:
     """Show a node's books and what is allocated on it."""
-    return {"node_id": node_id, **asdict(books), "allocations": allocations}
+    return {
+        "node_id": node_id,
+        **asdict(books),
+        "allocations": [render_allocation(allocation) for allocation in allocations],
+    }
+
+
+def render_allocation(allocation: Allocation) -> dict[str, Any]:
+    """Show one allocation."""
+    return {
+        "allocation_id": allocation.allocation_id,
+        "node_id": allocation.node_id,
+        "owner": allocation.owner,
+        "deployment_id": allocation.deployment_id,
+        "resources": as_data(allocation.ask),
+        "units": allocation.units,
+        "ttl_seconds": allocation.ttl_seconds,
+        "expires_at": render_time(allocation.expires_at),
+        "created_at": render_time(allocation.created_at),
+    }
+
+
+def render_placed(placed: Placed) -> dict[str, Any]:
+    """Show what was chosen for a deployment."""
+    allocations: list[Allocation | None] = list(placed.allocations) or [None] * len(placed.answer["nodes"])
+    chosen = (
+        {item["node_id"]: item for item in placed.answer["nodes"]}
+        if len(allocations) != len(placed.answer["nodes"])
+        else None
+    )
+    nodes = []
+    for number, allocation in enumerate(allocations):
+        item = (
+            placed.answer["nodes"][number] if chosen is None else chosen.get(allocation.node_id if allocation else "")
+        )
+        nodes.append(_render_choice(item, allocation))
+    expires_at = placed.allocations[0].expires_at if placed.allocations else None
+    return {
+        "deployment_id": placed.request.deployment_id,
+        "owner": placed.request.owner,
+        "decision_id": placed.decision_id,
+        "strategy": placed.request.strategy.value,
+        "reserved": bool(placed.allocations),
+        "nodes": nodes,
+        "considered": placed.answer["considered"],
+        "rejected": placed.answer["rejected"],
+        "candidates": [_rounded(item) for item in placed.answer["candidates"]],
+        "expires_at": render_time(expires_at),
+        "created_at": render_time(placed.at),
+    }
+
+
+def render_suggestions(found: Suggestions) -> dict[str, Any]:
+    """Show what had better be moved."""
+    return {
+        **asdict(found),
+        "at": render_time(found.at),
+        "moves": [{**asdict(move), "since": render_time(move.since)} for move in found.moves],
+    }
+
+
+def render_decision(row: Any) -> dict[str, Any]:
+    """Show a decision on record."""
+    answer = row.answer
+    return {
+        "decision_id": row.decision_id,
+        "deployment_id": row.deployment_id,
+        "at": render_time(row.at),
+        "request": row.request,
+        **answer,
+        "nodes": [_rounded(item) for item in answer["nodes"]],
+        "candidates": [_rounded(item) for item in answer["candidates"]],
+    }
+
+
+def _render_choice(item: Mapping[str, Any] | None, allocation: Allocation | None) -> dict[str, Any]:
+    found = _rounded(item) if item is not None else {"score": None, "scores": {}, "units": {}}
+    if allocation is not None:
+        return {
+            **found,
+            "node_id": allocation.node_id,
+            "units": allocation.units,
+            "allocation_id": allocation.allocation_id,
+        }
+    return {**found, "allocation_id": None}
+
+
+def _rounded(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Show scores as people read them; the record has them exactly."""
+    found = {**item, "score": None if item["score"] is None else round(item["score"], 2)}
+    if "scores" in item:
+        found["scores"] = {name: round(score, 2) for name, score in item["scores"].items()}
+    return found
 
 
 def render_node_types(settings: Settings) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import pytest
 from builders import FakeClock, make_settings
 from node_manager.node_registry import NodeRegistry
 from node_manager.observations import ObservationLog
+from node_manager.quotas import Quotas
+from node_manager.resource_allocator import ResourceAllocator
 from node_manager.settings import Settings
 from node_manager.store import Store, open_store, tables
 from stored import Rows
@@ -85,6 +87,18 @@ def registry(store: Store, settings: Settings, clock: FakeClock) -> NodeRegistry
 def log(store: Store, settings: Settings, clock: FakeClock) -> ObservationLog:
     """Give the one door."""
     return ObservationLog(store, settings, clock)
+
+
+@pytest.fixture
+def allocator(store: Store, settings: Settings, clock: FakeClock) -> ResourceAllocator:
+    """Give the allocator."""
+    return ResourceAllocator(store, settings, clock)
+
+
+@pytest.fixture
+def quotas(store: Store, settings: Settings, clock: FakeClock) -> Quotas:
+    """Give the quotas."""
+    return Quotas(store, settings, clock)
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from builders import make_declaration, make_settings
 from node_manager.domain import Health
 from node_manager.events import EventType
-from node_manager.node_registry import NodeFilter, NodeRegistry
+from node_manager.node_filters import NodeFilter
+from node_manager.node_registry import NodeRegistry
 from node_manager.store import Store, open_store, tables
 from stored import Rows
 

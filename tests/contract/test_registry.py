@@ -10,12 +10,23 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from builders import START, FakeClock, make_contact, make_declaration, make_facts, make_host_key, make_settings, observe
+from builders import (
+    START,
+    FakeClock,
+    make_contact,
+    make_declaration,
+    make_facts,
+    make_host_key,
+    make_request,
+    make_settings,
+    observe,
+)
 from node_manager import events
 from node_manager.declarations import NodeChange
 from node_manager.domain import Admin, ContactReason, Health, Status
 from node_manager.host_keys import FIRST_USE, GIVEN
-from node_manager.node_registry import NodeFilter, NodeRegistry
+from node_manager.node_filters import NodeFilter
+from node_manager.node_registry import NodeRegistry
 from node_manager.observations import ObservationLog
 from node_manager.problems import (
     InvalidInputError,
@@ -24,6 +35,7 @@ from node_manager.problems import (
     NodeNotFoundError,
     StaleGenerationError,
 )
+from node_manager.resource_allocator import ResourceAllocator
 from node_manager.store import Store, tables
 from stored import Rows
 
@@ -53,22 +65,6 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.join(30)
     return outcomes
-
-
-def allocate(store: Store, node_id: str, allocation_id: str = "a1") -> None:
-    """Reserve something on a node."""
-    with store.write() as connection:
-        connection.execute(
-            tables.allocations.insert(),
-            {
-                "allocation_id": allocation_id,
-                "node_id": node_id,
-                "owner": "shop",
-                "deployment_id": None,
-                "resources": {"memory_mib": 10},
-                "created_at": START,
-            },
-        )
 
 
 def listed(registry: NodeRegistry, limit: int = 100, after: str | None = None, **wanted: Any) -> list[str]:
@@ -367,20 +363,25 @@ def test_set_admin_refuses_a_stale_generation(registry: NodeRegistry) -> None:
 # deregister
 
 
-def test_deregister_leaves_only_events(registry: NodeRegistry, log: ObservationLog, rows: Rows) -> None:
+def test_deregister_leaves_only_events_and_that_it_is_gone(
+    registry: NodeRegistry, log: ObservationLog, rows: Rows
+) -> None:
     registry.register(make_declaration(labels={"a": "1"}, host_keys=[make_host_key()]))
     log.record([observe("facts", make_facts()), observe("contact", make_contact())])
 
     registry.deregister("gw-7")
 
     left = {name for name, content in rows.everything().items() if content}
-    assert left == {"outbox"}
+    assert left == {"outbox", "node_changes"}
+    assert [change["node_id"] for change in rows.of(tables.node_changes)] == ["gw-7"]
     assert rows.events()[-1]["type"] == events.EventType.NODE_DEREGISTERED
 
 
-def test_deregister_refuses_while_allocations_are_held(registry: NodeRegistry, store: Store, rows: Rows) -> None:
-    registry.register(make_declaration())
-    allocate(store, "gw-7")
+def test_deregister_refuses_while_allocations_are_held(
+    registry: NodeRegistry, allocator: ResourceAllocator, rows: Rows
+) -> None:
+    registry.register(make_declaration(capacity={"memory_mib": 10}))
+    allocator.allocate("gw-7", make_request("a1"))
     before = rows.everything()
 
     with pytest.raises(NodeInUseError) as caught:
@@ -390,14 +391,17 @@ def test_deregister_refuses_while_allocations_are_held(registry: NodeRegistry, s
     assert rows.everything() == before
 
 
-def test_deregister_by_force_drops_allocations_and_says_which(registry: NodeRegistry, store: Store, rows: Rows) -> None:
-    registry.register(make_declaration())
-    allocate(store, "gw-7", "a1")
-    allocate(store, "gw-7", "a2")
+def test_deregister_by_force_drops_allocations_and_says_which(
+    registry: NodeRegistry, allocator: ResourceAllocator, rows: Rows
+) -> None:
+    registry.register(make_declaration(capacity={"memory_mib": 20}))
+    allocator.allocate("gw-7", make_request("a1"))
+    allocator.allocate("gw-7", make_request("a2"))
 
     registry.deregister("gw-7", force=True)
 
     assert (rows.of(tables.nodes), rows.of(tables.allocations)) == ([], [])
+    assert [owner["used"] for owner in rows.of(tables.owners)] == [{}]
     assert rows.events()[-1]["data"] == {"forced": True, "dropped_allocations": ["a1", "a2"]}
 
 

@@ -166,7 +166,7 @@ def test_record_on_a_full_disk_takes_nothing_and_all_of_it_later(migrated_file: 
 def test_register_on_a_full_filesystem_leaves_whole_nodes_only(migrated_file: Path, tmp_path: Path) -> None:
     require("root", "mounting a small filesystem")
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)], capture_output=True, check=False
     )
     if mounted.returncode != 0:
         skip_or_fail(f"this machine may not mount: {mounted.stderr.decode().strip()}")

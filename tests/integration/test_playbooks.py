@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from ansible_runs import BIN, Controller, make_controller
-from node_manager.node_registry import NodeFilter, NodeRegistry
+from node_manager.node_filters import NodeFilter
+from node_manager.node_registry import NodeRegistry
 from node_manager.resource_monitor import newest_sample
 
 LOOKING = ["register", "gather", "check", "site"]

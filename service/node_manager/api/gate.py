@@ -6,20 +6,21 @@ Plain ASGI: a middleware class of the framework would put each request into a ta
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
 import uuid
 
 import structlog
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from node_manager.access import AuditEntry, Identity, append_audit
+from node_manager.access import AuditEntry, AuditLog, Identity
 from node_manager.api.errors import problem_response
+from node_manager.coalescer import CoalescerFullError
 from node_manager.node_registry import Clock
-from node_manager.store import Store, StoreUnavailableError
+from node_manager.store import StoreUnavailableError
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -29,9 +30,9 @@ _log = structlog.get_logger()
 class Gate:
     """The outermost layer of the application."""
 
-    def __init__(self, app: ASGIApp, store: Store, max_body_bytes: int, clock: Clock) -> None:
+    def __init__(self, app: ASGIApp, audit: AuditLog, max_body_bytes: int, clock: Clock) -> None:
         self._app = app
-        self._store = store
+        self._audit_log = audit
         self._max_body_bytes = max_body_bytes
         self._clock = clock
         self._run = uuid.uuid4().hex[:12]
@@ -85,8 +86,9 @@ class Gate:
             # Nobody that we know: the log takes it, so that strangers can't fill the audit.
             _log.warning("refused", method=scope["method"], path=scope["path"][:200], status=status)
             return
-        entry = AuditEntry(identity.name, identity.role, f"{scope['method']} {scope['path']}", status, request_id)
+        action = f"{scope['method']} {scope['path']}"
+        entry = AuditEntry(self._clock(), identity.name, identity.role, action, status, request_id)
         try:
-            await run_in_threadpool(append_audit, self._store, entry, self._clock())
-        except StoreUnavailableError as error:
+            await asyncio.wrap_future(self._audit_log.append(entry))
+        except (StoreUnavailableError, CoalescerFullError) as error:
             _log.error("audit entry not stored", reason=str(error), entry=str(entry))

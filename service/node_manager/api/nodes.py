@@ -31,7 +31,8 @@ from node_manager.api.schemas import EventPageOut, NodeDetailOut, NodePageOut, N
 from node_manager.api.security import Operator, Viewer
 from node_manager.declarations import NodeChange, NodeDeclaration
 from node_manager.domain import JobAction
-from node_manager.node_registry import Node, NodeFilter, NodeRegistry
+from node_manager.node_filters import NodeFilter
+from node_manager.node_registry import Node, NodeRegistry
 from node_manager.parts import Parts
 from node_manager.problems import InvalidInputError, QueueFullError
 from node_manager.views import render_node_detail, render_time

@@ -88,9 +88,12 @@ def read_cursor(cursor: str | None) -> str | None:
     if cursor is None:
         return None
     try:
-        return base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
+        text = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
     except (binascii.Error, ValueError):
-        raise InvalidInputError("cursor", "expected the next_cursor of an earlier page") from None
+        text = "\0"
+    if not text.isprintable():
+        raise InvalidInputError("cursor", "expected the next_cursor of an earlier page")
+    return text
 
 
 def read_number_cursor(cursor: str | None) -> int | None:

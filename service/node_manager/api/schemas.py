@@ -154,28 +154,6 @@ class UtilizationOut(Output):
     history: list[MinuteOut] | None
 
 
-class AllocationOut(Output):
-    """Resources reserved on a node."""
-
-    allocation_id: str
-    owner: str
-    deployment_id: str | None
-    resources: dict[str, int]
-    created_at: AwareDatetime
-
-
-class ResourcesOut(Output):
-    """A node's books, each by resource class."""
-
-    node_id: str
-    capacity: dict[str, int]
-    reserved: dict[str, int]
-    effective: dict[str, int]
-    allocated: dict[str, int]
-    available: dict[str, int]
-    allocations: list[AllocationOut]
-
-
 class NodeQuery(Input):
     """Which nodes to list. One model, checked in one go: this is the call that everybody polls."""
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
-import sqlalchemy as sa
 from fastapi import APIRouter, Query, Response
 from starlette.concurrency import run_in_threadpool
 
@@ -17,30 +16,16 @@ from node_manager.api.answers import job_headers, json_response, not_looked_at, 
 from node_manager.api.errors import responses
 from node_manager.api.jobs import render_job
 from node_manager.api.parameters import MaxAge, NodeIdPath, PartsDependency, Wait
-from node_manager.api.schemas import HealthOut, JobOut, ObservationsIn, OutcomeOut, ResourcesOut, UtilizationOut
+from node_manager.api.schemas import HealthOut, JobOut, ObservationsIn, OutcomeOut, UtilizationOut
 from node_manager.api.security import Observer, Operator, Viewer
 from node_manager.domain import JobAction, Role
 from node_manager.observations import Observation
 from node_manager.parts import Parts
-from node_manager.resource_allocator import account, capacity_of
 from node_manager.resource_monitor import Observed
-from node_manager.store import tables
-from node_manager.views import render_health, render_resources, render_time, render_utilization
+from node_manager.views import render_health, render_utilization
 
 router = APIRouter(tags=["watching"])
 _WAIT_FOR_FRESH_SECONDS = 60.0
-
-
-@router.get("/nodes/{node_id}/resources", response_model=ResourcesOut, responses=responses(404, 422))
-def read_resources(parts: PartsDependency, _identity: Viewer, node_id: NodeIdPath) -> Response:
-    """Read what a node has, what of it is reserved, allocated and available."""
-    node = parts.registry.get(node_id)
-    allocations = _allocations(parts, node_id)
-    node_type = parts.settings.node_types.get(node.node_type) if node.node_type else None
-    books = account(
-        capacity_of(node.declared_capacity, node.facts), node_type, [item["resources"] for item in allocations]
-    )
-    return json_response(render_resources(node_id, books, allocations))
 
 
 @router.get("/nodes/{node_id}/utilization", response_model=UtilizationOut, responses=responses(404, 422))
@@ -139,22 +124,3 @@ def _window(text: str) -> timedelta:
             return timedelta(hours=count)
         case _:
             return timedelta(days=count)
-
-
-def _allocations(parts: Parts, node_id: str) -> list[dict[str, Any]]:
-    query = (
-        sa.select(tables.allocations)
-        .where(tables.allocations.c.node_id == node_id)
-        .order_by(tables.allocations.c.allocation_id)
-    )
-    with parts.store.read() as connection:
-        return [
-            {
-                "allocation_id": row.allocation_id,
-                "owner": row.owner,
-                "deployment_id": row.deployment_id,
-                "resources": row.resources,
-                "created_at": render_time(row.created_at),
-            }
-            for row in connection.execute(query)
-        ]

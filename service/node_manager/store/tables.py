@@ -20,6 +20,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -121,6 +122,9 @@ node_states = Table(
     Column("failures", Integer, nullable=False),
     Column("conditions", JSON, nullable=False),
     Column("quarantined", Boolean, nullable=False),
+    # The last CPU readings and when pressure was last seen: what overcommit follows.
+    Column("cpu_readings", JSON, nullable=False),
+    Column("pressed_at", UtcDateTime),
     Column("revision", BigInteger, nullable=False),
 )
 
@@ -160,15 +164,99 @@ sample_history = Table(
     Column("transmitted_bytes_per_second_sum", Float, nullable=False),
 )
 
+# The books of a node. Everything that changes them counts the version up, and changes them only at the version it read.
+node_accounts = Table(
+    "node_accounts",
+    metadata,
+    _node_id_column(primary_key=True),
+    Column("node_type", String(63)),
+    Column("capacity", JSON, nullable=False),
+    # The ids of the units of each device class.
+    Column("units", JSON, nullable=False),
+    Column("allocated", JSON, nullable=False),
+    # Per device class and unit: thousandths in use.
+    Column("used_units", JSON, nullable=False),
+    Column("version", BigInteger, nullable=False),
+)
+
+# Which nodes changed, one row each, so that whoever keeps a picture of the fleet reads only what is new.
+node_changes = Table(
+    "node_changes",
+    metadata,
+    # No foreign key: that a node is gone is a change too.
+    Column("node_id", String(253), primary_key=True),
+    Column("mark", BigInteger, nullable=False, index=True),
+    # Who wrote it, where the writer's own picture has the change already.
+    Column("writer", String(64)),
+)
+
 allocations = Table(
     "allocations",
     metadata,
-    Column("allocation_id", String(64), primary_key=True),
+    Column("allocation_id", String(128), primary_key=True),
     Column("node_id", String(253), ForeignKey("nodes.node_id"), nullable=False, index=True),
     Column("owner", String(253), nullable=False, index=True),
     Column("deployment_id", String(253), index=True),
     Column("resources", JSON, nullable=False),
+    # Per device class: which units, and how many thousandths of each.
+    Column("units", JSON, nullable=False),
+    Column("ttl_seconds", Integer),
+    # None: confirmed, or never in need of it.
+    Column("expires_at", UtcDateTime, index=True),
     Column("created_at", UtcDateTime, nullable=False),
+)
+
+owners = Table(
+    "owners",
+    metadata,
+    Column("owner", String(253), primary_key=True),
+    # The quota; None: no limit.
+    Column("hard", JSON(none_as_null=True)),
+    # Sum of the owner's allocations, devices in thousandths.
+    Column("used", JSON, nullable=False),
+    Column("version", BigInteger, nullable=False),
+)
+
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("deployment_id", String(253), primary_key=True),
+    Column("owner", String(253), nullable=False, index=True),
+    Column("request", JSON, nullable=False),
+    Column("decision_id", String(36), nullable=False),
+    # The weights last given to load balancers, per node.
+    Column("weights", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+# What a run of the selector saw: the fleet whole, or what changed since the run before it in the chain.
+decision_passes = Table(
+    "decision_passes",
+    metadata,
+    Column("pass_id", _Sequence, primary_key=True, autoincrement=True),
+    Column("chain_id", String(36), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("fleet", LargeBinary, nullable=False),
+    Index("ix_decision_passes_chain_id_position", "chain_id", "position", unique=True),
+    sqlite_autoincrement=True,
+)
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    Column("decision_id", String(36), nullable=False, unique=True),
+    Column("deployment_id", String(253), nullable=False, index=True),
+    Column("chain_id", String(36), nullable=False),
+    Column("position", Integer, nullable=False),
+    # Its place among the decisions of the same pass.
+    Column("ordinal", Integer, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("request", JSON, nullable=False),
+    Column("answer", JSON, nullable=False),
+    Index("ix_decisions_chain_id_position", "chain_id", "position"),
+    sqlite_autoincrement=True,
 )
 
 outbox = Table(
