@@ -45,6 +45,7 @@ class Coalescer(Generic[Item, Result]):
         self._size_of = size_of
         self._queue: queue.Queue[tuple[Item, Future[Result]] | None] = queue.Queue(_MAX_WAITING)
         self._thread: threading.Thread | None = None
+        self._stopped = False
         self._log = structlog.get_logger()
 
     def start(self) -> None:
@@ -54,6 +55,7 @@ class Coalescer(Generic[Item, Result]):
 
     def stop(self) -> None:
         """Do what waits, and end."""
+        self._stopped = True
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join(_STOP_SECONDS)
@@ -62,9 +64,11 @@ class Coalescer(Generic[Item, Result]):
     def submit(self, item: Item) -> Future[Result]:
         """Have something done; the future gives its result, or raises what the work raised.
 
-        Errors: CoalescerFullError.
+        Errors: CoalescerFullError, also once it was stopped: nobody would come for it.
         """
         future: Future[Result] = Future()
+        if self._stopped:
+            raise CoalescerFullError(f"{self._name} has ended")
         try:
             self._queue.put_nowait((item, future))
         except queue.Full:

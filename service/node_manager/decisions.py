@@ -231,7 +231,7 @@ def _apply(index: FleetIndex, document: dict[str, Any]) -> None:
         index.remove(node_id)
     for values in document["rows"]:
         index.put(read_row(values))
-    for name in ():
+    for name in document["forgotten"]:
         index.forget_deployment(name)
     for deployment_id, labels, repels in document["deployments"]:
         index.put_deployment(DeploymentRow(deployment_id, labels, repels))

@@ -232,7 +232,8 @@ class DeploymentPlacer:
             row.deployment_id: row
             for row in work.connection.execute(sa.select(table).where(table.c.deployment_id.in_(wanted)))
         }
-        taken = _taken_ids(work.connection, requests)
+        most = self._settings.configuration.selection.max_replicas
+        taken = _taken_ids(work.connection, [request for request in requests if request.replicas <= most])
         work.ledger.hold({request.owner for request in requests}, ())
         for number, request in enumerate(requests):
             try:

@@ -78,6 +78,8 @@ class _Look:
     filtered: Filtered
     seed: int
     rows: NDArray[np.intp]
+    # The same as an index of columns: a slice where no node is left out, which costs no copy.
+    at: NDArray[np.intp] | slice
     # Scores that no replica of the request changes, and their weighted sum.
     parts: Parts
     fixed: Scores
@@ -161,7 +163,7 @@ class NodeSelector:
                 reason: filtered.rejected.get(reason, 0) + rejected.get(reason, 0)
                 for reason in (filtered.rejected | rejected)
             }
-            if not open_.any():
+            if not (len(look.rows) if open_ is None else open_.any()):
                 selection.fits = False
                 break
             total, parts = self._score(look, open_)
@@ -183,31 +185,40 @@ class NodeSelector:
         rows = np.flatnonzero(filtered.alive)
         terms = [(term, True) for term in request.affinity] + [(term, False) for term in request.anti_affinity]
         preferred = [(term, wanted) for term, wanted in terms if term.mode is Mode.PREFERRED]
+        at = rows if len(rows) < index.places else slice(index.places)
+        # A single replica has no others to be near to.
         own = [
-            (term, wanted, self.filters.near(term.scope, self.filters.places_of(term))[rows])
+            (term, wanted, self._near_before(term)[at])
             for term, wanted in preferred
-            if request.is_own(term)
+            if request.replicas > 1 and request.is_own(term)
         ]
-        parts: Parts = {"load": index.load[rows], "stability": index.stability[rows]}
+        # Copies: what is placed changes these columns, and the scores are told as they were.
+        parts: Parts = {"load": index.load[at].copy(), "stability": index.stability[at].copy()}
         if preferred:
-            parts["affinity"] = self._preferred(preferred, rows)
+            parts["affinity"] = self._preferred(preferred, at)
         if request.near is not None:
-            parts["geography"] = index.nearness(request.near.latitude, request.near.longitude)[rows]
+            parts["geography"] = index.nearness(request.near.latitude, request.near.longitude)[at]
         if request.images:
-            present = [index.mask_of_image(image)[rows] for image in request.images]
+            present = [index.mask_of_image(image)[at] for image in request.images]
             parts["images"] = np.add.reduce(present, dtype=np.float32) * np.float32(100 / len(present))
         fixed: Scores = np.zeros(len(rows), np.float32)
         for name, part in parts.items():
             if name in weights and not (name == "affinity" and own):
-                fixed = fixed + part * np.float32(weights[name])
+                fixed += part * np.float32(weights[name])
         seed = int.from_bytes(hashlib.blake2b(request.deployment_id.encode(), digest_size=8).digest(), "big")
-        return _Look(request, ask, filtered, seed, rows, parts, fixed, own)
+        return _Look(request, ask, filtered, seed, rows, at, parts, fixed, own)
 
-    def _open(self, look: _Look) -> tuple[Mask, dict[str, int]]:
-        """Mark which of the look's rows are left by what depends on the replicas placed before."""
+    def _near_before(self, term: Term) -> Mask:
+        """Mark the nodes that are near a preferred term's target before any replica of the request is placed."""
+        if term.scope is Scope.NODE:
+            return self.index.mask_at(self.filters.places_of(term))
+        return self.filters.cells_near(term).take(self.index.cell[: self.index.places])
+
+    def _open(self, look: _Look) -> tuple[Mask | None, dict[str, int]]:
+        """Mark which of the look's rows are left by what depends on the replicas placed before; None: all of them."""
         rejected: dict[str, int] = {}
         if not look.placed:
-            return np.ones(len(look.rows), bool), rejected
+            return None, rejected
         alive = look.filtered.alive
         for _, room in self.filters.room(look.ask):
             alive = narrow(alive, room, TAKEN, rejected)
@@ -217,7 +228,7 @@ class NodeSelector:
             alive = narrow(alive, ~self.filters.near(term.scope, look.placed), ANTI_AFFINITY, rejected)
         if look.request.spread is not None:
             alive = narrow(alive, self._even(look), SPREAD, rejected)
-        return alive[look.rows], rejected
+        return alive[look.at], rejected
 
     def _even(self, look: _Look) -> Mask:
         """Mark the nodes on which one more replica leaves the distribution even enough."""
@@ -235,7 +246,7 @@ class NodeSelector:
 
     # scores
 
-    def _score(self, look: _Look, open_: Mask) -> tuple[Scores, Parts]:
+    def _score(self, look: _Look, open_: Mask | None) -> tuple[Scores, Parts]:
         """Score the look's rows; those that are not open get -1."""
         weights, parts = WEIGHTS[look.request.strategy], dict(look.parts)
         changing: Parts = {}
@@ -254,19 +265,22 @@ class NodeSelector:
         for name, part in changing.items():
             total = total + part * np.float32(weights[name])
         scores: Scores = np.multiply(total, 1 / sum(weights.values()))
-        scores[~open_] = -1
+        if open_ is not None:
+            scores[~open_] = -1
         return scores, parts
 
     def _fit(self, look: _Look) -> Parts:
         """Score how much is left after the replica, and how evenly its resources would be used."""
-        index, rows = self.index, look.rows
+        index, at = self.index, look.at
         used: list[Scores] = []
         for name, amount in look.ask.amounts:
             number = CLASSES.index(name)
-            used.append(index.share[number][rows] + index.inverse[number][rows] * np.float32(amount))
+            part = index.inverse[number][at] * np.float32(amount)
+            part += index.share[number][at]
+            used.append(part)
         for name, count, share in look.ask.devices:
-            counts = np.maximum(index.device_counts[name][rows], 1).astype(np.float32)
-            used.append(index.device_share[name][rows] + np.float32(count * share / WHOLE_MILLI) / counts)
+            counts = np.maximum(index.device_counts[name][at], 1).astype(np.float32)
+            used.append(index.device_share[name][at] + np.float32(count * share / WHOLE_MILLI) / counts)
         total = most = least = used[0]
         for each in used[1:]:
             total, most, least = total + each, np.maximum(most, each), np.minimum(least, each)
@@ -275,15 +289,16 @@ class NodeSelector:
             return {"fit": fit}
         return {"fit": fit, "balance": np.float32(100) - (most - least) * np.float32(100)}
 
-    def _packing(self, look: _Look, open_: Mask) -> Scores:
+    def _packing(self, look: _Look, open_: Mask | None) -> Scores:
         """Score how little the replica breaks up of what others could use."""
-        growth = self._fragmentation.growth(look.ask, self.index.space(), look.rows[open_])
+        chosen = slice(None) if open_ is None else open_
+        growth = self._fragmentation.growth(look.ask, self.index.space(), look.rows[chosen])
         least, most = growth.min(), growth.max()
         scores = np.zeros(len(look.rows))
-        scores[open_] = 100.0 if most == least else 100.0 - (growth - least) * (100.0 / (most - least))
+        scores[chosen] = 100.0 if most == least else 100.0 - (growth - least) * (100.0 / (most - least))
         return scores
 
-    def _preferred(self, preferred: list[tuple[Term, bool]], rows: NDArray[np.intp]) -> Scores:
+    def _preferred(self, preferred: list[tuple[Term, bool]], at: NDArray[np.intp] | slice) -> Scores:
         """Score how much of what is preferred nodes meet, before any replica of the request is placed."""
         index = self.index
         total = sum(term.weight for term, _ in preferred)
@@ -295,9 +310,9 @@ class NodeSelector:
                 single.append((index.mask_at(self.filters.places_of(term)) == wanted, worth))
             else:
                 cells += (self.filters.cells_near(term) == wanted) * worth
-        scores: Scores = cells.take(index.cell[rows])
+        scores: Scores = cells.take(index.cell[at])
         for mask, worth in single:
-            scores += mask[rows] * worth
+            scores += mask[at] * worth
         return scores
 
     def _own_affinity(self, look: _Look) -> Scores:
@@ -306,7 +321,7 @@ class NodeSelector:
         total = sum(term.weight for term in terms if term.mode is Mode.PREFERRED)
         scores = look.parts["affinity"]
         for term, wanted, before in look.own_preferred:
-            now = self.filters.near(term.scope, look.placed)[look.rows] | before
+            now = self.filters.near(term.scope, look.placed)[look.at] | before
             gained = (now == wanted).astype(np.float32) - (before == wanted)
             scores = scores + gained * np.float32(100 * term.weight / total)
         return scores
@@ -322,7 +337,7 @@ class NodeSelector:
         scores: Scores = half[codes].take(index.cell[: index.places])
         places, counts = np.unique(look.placed, return_counts=True)
         scores[places] -= (50 * counts / counts.max()).astype(np.float32)
-        return scores[look.rows]
+        return scores[look.at]
 
     # the best
 

@@ -105,7 +105,7 @@ def main() -> None:
             service.start()
             try:
                 print(f"{engine}, {NODES} nodes", flush=True)
-                for name, connections, batch in (("one by one", 1, 1), ("single", 48, 1), ("batch", 2, BATCH)):
+                for name, connections, batch in (("one by one", 1, 1), ("single", 48, 1), ("batch", 4, BATCH)):
                     measure(service, Path(folder), name, connections, batch)
             finally:
                 service.stop()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from allocation_model import Model, ModelNode
 from books import assert_books_add_up, assert_nothing_is_left
-from builders import FakeClock, make_declaration, make_request, make_sample, make_settings, observe
+from builders import FakeClock, make_declaration, make_report, make_request, make_sample, make_settings, observe
 from hypothesis import HealthCheck, note
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -24,6 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from node_manager.declarations import NodeChange
+from node_manager.deployments import DeploymentPlacer, Placed
 from node_manager.domain import Admin
 from node_manager.events import EventType
 from node_manager.node_registry import NodeRegistry
@@ -31,12 +32,19 @@ from node_manager.observations import ObservationLog
 from node_manager.problems import (
     AllocationNotFoundError,
     ConflictError,
+    DeploymentExistsError,
+    DeploymentNotFoundError,
+    InvalidInputError,
     NodeInUseError,
     NodeNotFoundError,
+    NothingFitsError,
+    QuotaExceededError,
     QuotaNotFoundError,
 )
 from node_manager.quotas import Quotas
 from node_manager.resource_allocator import AllocationRequest, ResourceAllocator
+from node_manager.resources import in_thousandths
+from node_manager.selection_request import SelectionRequest, Strategy
 from node_manager.store import Store, open_store, tables
 from stored import Rows
 
@@ -76,6 +84,10 @@ class Bench(RuleBasedStateMachine):
                 connection.execute(table.delete())
         self.clock, self.rows, self.model = FakeClock(), Rows(stores[0]), Model()
         self.allocators = [ResourceAllocator(store, SETTINGS, self.clock) for store in stores]
+        self.placers = [
+            DeploymentPlacer(store, SETTINGS, allocator, self.clock)
+            for store, allocator in zip(stores, self.allocators, strict=True)
+        ]
         self.registry = NodeRegistry(stores[0], SETTINGS, self.clock)
         self.log = ObservationLog(stores[1], SETTINGS, self.clock)
         self.quotas = Quotas(stores[1], SETTINGS, self.clock)
@@ -311,8 +323,87 @@ class SurroundingRules(Bench):
         del self.model.nodes[node_id]
 
 
-class AllocationMachine(AllocationRules, SurroundingRules):
-    """Everything together; a class of rules for deployments goes in beside the others."""
+class DeploymentRules(Bench):
+    """Deployments, placed by either manager from its own picture of the fleet."""
+
+    @rule(
+        writer=WRITER,
+        name=st.sampled_from(["d0", "d1", "d2"]),
+        replicas=st.integers(1, 3),
+        resources=RESOURCES,
+        owner=OWNER,
+        ttl=TTL,
+        strategy=st.sampled_from(list(Strategy)),
+    )
+    def place(
+        self,
+        writer: int,
+        name: str,
+        replicas: int,
+        resources: dict[str, Any],
+        owner: str,
+        ttl: int | None,
+        strategy: Strategy,
+    ) -> None:
+        """Place; the id may be taken, the quota too small, the nodes full or shut."""
+        self.look_at_all()
+        body = {"deployment_id": name, "owner": owner, "replicas": replicas, "resources": resources, "ttl_seconds": ttl}
+        request = SelectionRequest.model_validate({**body, "strategy": strategy})
+        self.model.expire(self.clock.now)
+        there = self.replicas_of(name)
+        (outcome,) = self.placers[writer].place([request])
+        note(f"{outcome}")
+        match outcome:
+            case DeploymentExistsError():
+                assert there
+            case QuotaExceededError():
+                hard, used = self.model.hard[owner], self.model.used(owner)
+                assert any(used[key] + amount > hard.get(key, 10**9) for key, amount in self.counted(request).items())
+            case NothingFitsError():
+                for node_id in self.model.nodes if replicas == 1 else ():
+                    wanted = AllocationRequest("one", "nobody", request.ask)
+                    assert self.model.refusal(node_id, wanted, self.clock.now) is not None, node_id
+            case Placed(created=False):
+                assert sorted(allocation.allocation_id for allocation in outcome.allocations) == there
+            case Placed():
+                assert not there
+                assert len(outcome.allocations) == replicas
+                for made in outcome.allocations:
+                    wanted = AllocationRequest(made.allocation_id, owner, request.ask, name, ttl)
+                    self.model.took(wanted, made)
+            case _:
+                # A class that no node has any more, or has none of yet.
+                assert isinstance(outcome, InvalidInputError)
+
+    @rule(writer=WRITER, name=st.sampled_from(["d0", "d1", "d2"]))
+    def delete(self, writer: int, name: str) -> None:
+        """Release all replicas; there may be none."""
+        there = self.replicas_of(name)
+        if not there:
+            with pytest.raises(DeploymentNotFoundError):
+                self.placers[writer].delete(name)
+            return
+        assert self.placers[writer].delete(name) == len(there)
+        for key in there:
+            self.model.release(key, "deployment_deleted")
+
+    def look_at_all(self) -> None:
+        """See all nodes healthy, so that only what this test is about keeps them from being chosen."""
+        for node_id in self.model.nodes:
+            self.log.record([observe("report", make_report(), self.clock.advance(0.001), node_id)])
+
+    def replicas_of(self, name: str) -> list[str]:
+        """Name the model's allocations of a deployment."""
+        return sorted(key for key, (_, held) in self.model.held.items() if held.deployment_id == name)
+
+    @staticmethod
+    def counted(request: SelectionRequest) -> dict[str, int]:
+        """Sum up what all replicas ask for; GPUs in thousandths."""
+        return in_thousandths(request.ask, request.replicas)
+
+
+class AllocationMachine(AllocationRules, DeploymentRules, SurroundingRules):
+    """Everything together."""
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from builders import FakeClock
+from builders import FakeClock, make_request
 from fleet_rows_builder import make_selection_request
 from fleet_world import World, decision_ids, make_world_settings
 from node_manager import decisions
@@ -125,6 +125,23 @@ def test_replay_chain_goes_on_after_a_pass_that_failed(
 
     found = replayed(store)
     assert len(found) == 3
+    assert all(stored == again for stored, again in found.values())
+
+
+def test_replay_chain_forgets_the_labels_of_what_was_deleted(store: Store, world: World) -> None:
+    (placed,) = place(world, make_selection_request("web", labels={"app": "web"}))
+    assert isinstance(placed, Placed)
+    node_id = placed.allocations[0].node_id
+    world.placer.delete("web")
+    # It lives on, but by hand, and so without labels.
+    world.allocator.allocate(node_id, make_request("by-hand", {"cpu_millicores": 1}, deployment_id="web"))
+    away = [{"deployment_labels": {"app": "web"}}]
+
+    (other,) = place(world, make_selection_request("other", constraints={"node_ids": [node_id]}, anti_affinity=away))
+
+    assert isinstance(other, Placed)
+    found = replayed(store)
+    assert len(found) == 2
     assert all(stored == again for stored, again in found.values())
 
 

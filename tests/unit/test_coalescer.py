@@ -83,10 +83,11 @@ def test_submit_leaves_out_who_called_off(workshop: Workshop) -> None:
 
 def test_submit_refuses_when_too_many_wait() -> None:
     coalescer: Coalescer[int, int] = Coalescer("nothing", list, most=1)
+    for item in range(4096):
+        coalescer.submit(item)
 
     with pytest.raises(CoalescerFullError, match="4096 wait for nothing already"):
-        for item in range(4097):
-            coalescer.submit(item)
+        coalescer.submit(4096)
 
 
 def test_stop_does_what_waits() -> None:
@@ -98,3 +99,12 @@ def test_stop_does_what_waits() -> None:
     workshop.coalescer.stop()
 
     assert [future.result(0) for future in futures] == [2 * item for item in range(9)]
+
+
+def test_submit_refuses_once_it_was_stopped() -> None:
+    workshop = Workshop()
+    workshop.coalescer.start()
+    workshop.coalescer.stop()
+
+    with pytest.raises(CoalescerFullError, match="doubling has ended"):
+        workshop.coalescer.submit(1)

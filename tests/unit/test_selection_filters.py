@@ -217,6 +217,15 @@ def test_slots_counts_replicas(resources: dict[str, Any], expected: int) -> None
     assert Filters(index, STALE_AFTER_SECONDS).slots(ask, 99).tolist() == [expected]
 
 
+def test_slots_needs_different_units_for_each_replica() -> None:
+    used = {"0": 0, "1": 900, "2": 1000}
+    index = make_index([make_row(units={"gpu": list(used)}, used_units={"gpu": used})])
+    ask = make_selection_request(resources={"gpu": {"count": 2, "share_milli": 100}}).ask
+
+    # Ten shares are free on the first unit, one on the second: for the second replica a partner is missing.
+    assert Filters(index, STALE_AFTER_SECONDS).slots(ask, 99).tolist() == [1]
+
+
 # affinity and anti-affinity
 
 PLACES = {
