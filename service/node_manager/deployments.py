@@ -84,10 +84,9 @@ class DeploymentPlacer:
         self._settings = settings
         self._allocator = allocator
         self._clock = clock
-        self._writer = uuid.uuid4().hex
         self._lock = threading.Lock()
         self._stale_after = settings.configuration.monitoring.stale_after_seconds
-        self._forget_index()
+        self._forget_index(RequestMix())
 
     def place(self, requests: Sequence[SelectionRequest]) -> list[Placed | ProblemError]:
         """Place each deployment or say why not, in the given order; each is all or none, whatever becomes of the others.
@@ -102,9 +101,7 @@ class DeploymentPlacer:
                 with self._lock:
                     return self._attempt(requests)
             except (StaleAccountError, IntegrityError) as error:
-                # Somebody else was faster. What the index thinks of the nodes in question is wrong: read all anew, rather
-                # than guess which.
-                self._forget_index()
+                # Somebody else was faster; what the fleet is now is read anew.
                 if attempt == _ATTEMPTS - 1:
                     raise StoreUnavailableError("the fleet changes too fast to place anything") from error
         raise AssertionError("unreachable")
@@ -181,9 +178,11 @@ class DeploymentPlacer:
         with self._store.write() as connection:
             decisions.prune(connection, self._settings.configuration.selection.keep_decisions)
 
-    def _forget_index(self) -> None:
+    def _forget_index(self, mix: RequestMix) -> None:
+        """Begin a new picture of the fleet, and a new chain of decisions, under a name that nothing was written by."""
+        self._writer = uuid.uuid4().hex
         self._index = FleetIndex()
-        self._use_mix(RequestMix())
+        self._use_mix(mix)
         self._log = DecisionLog(self._stale_after)
         self._mark = 0
 
@@ -213,12 +212,8 @@ class DeploymentPlacer:
                 self._reserve(done)
         except BaseException:
             if done is not None:
-                for _, request, selection, _ in reversed(done.reserved):
-                    self._selector.undo(selection)
-                    self._index.forget_deployment(request.deployment_id)
-                self._use_mix(mix)
-                # Should it be in the store after all, then by somebody whose changes the index lacks.
-                self._writer = uuid.uuid4().hex
+                # Some of it is counted as placed in the index, and it may even be in the store: neither is worth guessing.
+                self._forget_index(mix)
             raise
         if done.decisions:
             self._log.committed(done.capture, self._index)
@@ -296,11 +291,9 @@ class DeploymentPlacer:
                 raise InvalidInputError(f"constraints.node_types.{number}", f"expected one of {known}, got {name!r}")
         for number, term in enumerate(request.affinity):
             target = term.deployment_id
-            if term.mode is Mode.REQUIRED and target not in {
-                None,
-                request.deployment_id,
-                *self._index.deployments.holders,
-            }:
+            if term.mode is not Mode.REQUIRED or target in {None, request.deployment_id}:
+                continue
+            if target not in self._index.deployments.holders:
                 raise InvalidInputError(
                     f"affinity.{number}.deployment_id",
                     f"no replica of deployment {target!r} is placed; place it first, or make the term preferred",
