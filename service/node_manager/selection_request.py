@@ -63,14 +63,14 @@ class Part(BaseModel):
 class Point(Part):
     """A place on the earth."""
 
-    latitude: float = Field(ge=-90, le=90, description="Degrees north")
-    longitude: float = Field(ge=-180, le=180, description="Degrees east")
+    latitude: float = Field(strict=True, ge=-90, le=90, description="Degrees north")
+    longitude: float = Field(strict=True, ge=-180, le=180, description="Degrees east")
 
 
 class Within(Point):
     """A circle on the earth."""
 
-    max_km: float = Field(gt=0, le=20_100, description="Largest distance, great circle")
+    max_km: float = Field(strict=True, gt=0, le=20_100, description="Largest distance, great circle")
 
 
 class Constraints(Part):
@@ -104,7 +104,7 @@ class Term(Part):
 
     mode: Mode = Field(Mode.REQUIRED, description="required: must hold; preferred: counts in the score")
     scope: Scope = Field(Scope.NODE, description="On the same node, or in the same zone, site or region")
-    weight: int = Field(1, ge=1, le=100, description="Of a preferred term, against the others")
+    weight: int = Field(1, strict=True, ge=1, le=100, description="Of a preferred term, against the others")
     deployment_id: DeploymentId | None = Field(None, description="Target: the replicas of this deployment")
     deployment_labels: dict[LabelKey, LabelValue] | None = Field(
         None, min_length=1, max_length=16, description="Target: the replicas of deployments with all of these labels"
@@ -124,7 +124,9 @@ class Spread(Part):
     """An even distribution of the replicas."""
 
     scope: Scope = Field(Scope.ZONE, description="Over nodes, zones, sites or regions")
-    max_skew: int = Field(1, ge=1, le=1000, description="Largest difference between the fullest and the emptiest")
+    max_skew: int = Field(
+        1, strict=True, ge=1, le=1000, description="Largest difference between the fullest and the emptiest"
+    )
 
 
 class SelectionRequest(Part):
@@ -151,9 +153,11 @@ class SelectionRequest(Part):
     ttl_seconds: Annotated[int, Field(strict=True, ge=1)] | None = Field(
         None, description="Release after this time unless confirmed; left out: keep until deleted"
     )
-    reserve: bool = Field(True, description="Reserve what is chosen; false: only say what would be chosen, on record")
-    dry_run: bool = Field(False, description="Like reserve false, and leave no record")
-    explain: bool = Field(False, description="Also show the best nodes that were not chosen")
+    reserve: bool = Field(
+        True, strict=True, description="Reserve what is chosen; false: only say what would be chosen, on record"
+    )
+    dry_run: bool = Field(False, strict=True, description="Like reserve false, and leave no record")
+    explain: bool = Field(False, strict=True, description="Also show the best nodes that were not chosen")
 
     @model_validator(mode="after")
     def _does_not_contradict_itself(self) -> SelectionRequest:

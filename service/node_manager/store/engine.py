@@ -7,6 +7,7 @@ whole or raises. Imports no other part of the service.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic_core import PydanticSerializationError, to_json
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -132,6 +134,7 @@ def open_store(url: str, busy_timeout_seconds: float = 5, pool_size: int = 8) ->
             max_overflow=0,
             pool_timeout=busy_timeout_seconds,
             pool_pre_ping=True,
+            json_serializer=_write_json,
             connect_args={
                 "connect_timeout": max(2, int(busy_timeout_seconds)),
                 "options": f"-c lock_timeout={max(1, int(busy_timeout_seconds * 1000))}",
@@ -146,6 +149,15 @@ def open_store(url: str, busy_timeout_seconds: float = 5, pool_size: int = 8) ->
     return Store(engine, busy_timeout_seconds)
 
 
+def _write_json(value: Any) -> str:
+    """Write a JSON column: the standard library takes three times as long, which is a tenth of what placing costs."""
+    try:
+        return to_json(value).decode()
+    except PydanticSerializationError:
+        # Half a surrogate is text to the one and not to the other.
+        return json.dumps(value)
+
+
 def _sqlite_engine(url: sa.URL, busy_timeout_seconds: float, pool_size: int) -> sa.Engine:
     if url.database:
         file = Path(url.database)
@@ -158,6 +170,7 @@ def _sqlite_engine(url: sa.URL, busy_timeout_seconds: float, pool_size: int) -> 
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=busy_timeout_seconds,
+        json_serializer=_write_json,
         connect_args={"timeout": busy_timeout_seconds, "check_same_thread": False},
     )
 
