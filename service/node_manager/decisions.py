@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -177,7 +177,9 @@ def replay(store: Store, decision_id: str) -> tuple[dict[str, Any], dict[str, An
     raise DecisionNotFoundError(f"what decision {decision_id!r} was based on is no longer on record")
 
 
-def replay_chain(store: Store, chain_id: str, position: int | None = None):  # type: ignore[no-untyped-def]
+def replay_chain(
+    store: Store, chain_id: str, position: int | None = None
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Replay the decisions of one pass, or of a whole chain: (decision_id, stored answer, new answer) one by one."""
     passes, decisions = tables.decision_passes, tables.decisions
     captured = sa.select(passes).where(passes.c.chain_id == chain_id).order_by(passes.c.position)
