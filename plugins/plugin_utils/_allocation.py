@@ -20,6 +20,9 @@ _SELECTION = (
     "strategy", "ttl_seconds", "reserve",
 )  # fmt: skip
 _TARGETS = ("deployment_labels", "node_labels")
+# Numbers that a template may have made texts, wherever they stand in a request.
+_WHOLES = ("max_skew", "weight")
+_FRACTIONS = ("latitude", "longitude", "max_km")
 
 
 class WrongValueError(ValueError):
@@ -62,9 +65,14 @@ def selection_of(deployment_id, options):
     if isinstance(body.get("constraints", {}).get("labels"), dict):
         labels = {str(key): _one_or_more(value) for key, value in body["constraints"]["labels"].items()}
         body["constraints"] = {**body["constraints"], "labels": labels}
+    if isinstance(body.get("constraints", {}).get("within"), dict):
+        body["constraints"] = {**body["constraints"], "within": _numbers("within", body["constraints"]["within"])}
     for name in ("affinity", "anti_affinity"):
         if name in body:
-            body[name] = [_term(term) for term in body[name]]
+            body[name] = [_term(name, term) for term in body[name]]
+    for name in ("spread", "near"):
+        if name in body:
+            body[name] = _numbers(name, body[name])
     return body
 
 
@@ -187,12 +195,31 @@ def _one_or_more(value):
     return [text_of(each) for each in value] if isinstance(value, list) else text_of(value)
 
 
-def _term(term):
+def _term(name, term):
     if not isinstance(term, dict):
         return term
     return {
-        name: _texts(value) if name in _TARGETS and isinstance(value, dict) else value for name, value in term.items()
+        key: _texts(value) if key in _TARGETS and isinstance(value, dict) else value
+        for key, value in _numbers(name, term).items()
     }
+
+
+def _numbers(name, given):
+    return {
+        key: _whole(f"{name}.{key}", value)
+        if key in _WHOLES
+        else _number(f"{name}.{key}", value)
+        if key in _FRACTIONS
+        else value
+        for key, value in given.items()
+    }
+
+
+def _number(name, value):
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        raise WrongValueError(f"{name}: expected a number, got {value!r}") from None
 
 
 def _unrolled(value):

@@ -89,8 +89,9 @@ def test_lacking_names_what_there_is_too_little_of(resources: dict[str, Any], ex
 def test_selection_of_gives_a_request_that_the_manager_takes() -> None:
     options = {
         "owner": "t", "replicas": 2, "resources": {"memory_mib": "5"}, "labels": {"tier": 1, "spare": True},
-        "constraints": {"labels": {"line": ["a", 2], "floor": 3}, "zones": ["eu-1a"]},
-        "affinity": [{"node_labels": {"disk": True}, "mode": "preferred"}], "anti_affinity": None,
+        "constraints": {"labels": {"line": ["a", 2], "floor": 3}, "zones": ["eu-1a"],
+                        "within": {"latitude": "52", "longitude": "13.5", "max_km": "40"}},
+        "affinity": [{"node_labels": {"disk": True}, "mode": "preferred", "weight": "3"}], "anti_affinity": None,
         "spread": {"scope": "zone", "max_skew": "1"}, "near": {"latitude": "52.5", "longitude": 13},
         "images": ["app:1.2"], "strategy": "binpack", "ttl_seconds": 60, "reserve": True, "details": True,
     }  # fmt: skip
@@ -101,6 +102,13 @@ def test_selection_of_gives_a_request_that_the_manager_takes() -> None:
     assert request.labels == {"tier": "1", "spare": "true"}
     assert request.constraints.labels == {"line": ["a", "2"], "floor": ["3"]}
     assert request.affinity[0].node_labels == {"disk": "true"}
+    assert request.affinity[0].weight == 3
+    assert request.constraints.within is not None
+    assert request.constraints.within.max_km == 40
+    assert request.spread is not None
+    assert request.spread.max_skew == 1
+    assert request.near is not None
+    assert request.near.latitude == 52.5
     assert request.ask == ask_of({"memory_mib": 5})
 
 
