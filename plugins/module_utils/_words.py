@@ -55,6 +55,8 @@ class ObservationKind(Word):
     SAMPLE = "sample"
     REPORT = "report"
     CONTACT = "contact"
+    # The manager's own conclusion from what it heard of a node, or didn't; nobody else's word is taken for it.
+    VERDICT = "verdict"
 
 
 class ContactReason(Word):
@@ -74,6 +76,25 @@ class ContactReason(Word):
     MANAGER_FAULT = "ManagerFault"
 
 
+class Liveness(Word):
+    """What the manager concludes from a node's silence."""
+
+    SUSPECT = "suspect"
+    UNREACHABLE = "unreachable"
+    # A peer sees the node: only the manager's way to it is cut.
+    PATH_LOST = "path_lost"
+    # Silent outside its contact windows, as declared.
+    ASLEEP = "asleep"
+
+
+class Evidence(Word):
+    """What stands behind the verdict that a node is unreachable."""
+
+    PEERS_BLIND = "peers_blind"
+    SITE_DARK = "site_dark"
+    NOBODY_TO_ASK = "nobody_to_ask"
+
+
 class ConditionType(Word):
     """What can be said about a node beside its health; each is true when all is well."""
 
@@ -84,6 +105,21 @@ class ConditionType(Word):
     PYTHON_AVAILABLE = "PythonAvailable"
     PROBE_WORKING = "ProbeWorking"
     CHECKS_PASSING = "ChecksPassing"
+    ROOT_WRITABLE = "RootWritable"
+    POWER_SUFFICIENT = "PowerSufficient"
+    UNTHROTTLED = "Unthrottled"
+    TEMPERATURE_NORMAL = "TemperatureNormal"
+    CLOCK_SYNCHRONISED = "ClockSynchronised"
+    DISK_SPACE_SUFFICIENT = "DiskSpaceSufficient"
+    INODES_SUFFICIENT = "InodesSufficient"
+    DISK_LASTING = "DiskLasting"
+    CPU_SUFFICIENT = "CpuSufficient"
+    LOAD_NORMAL = "LoadNormal"
+    MEMORY_SUFFICIENT = "MemorySufficient"
+    SWAP_SUFFICIENT = "SwapSufficient"
+    NO_MEMORY_KILLS = "NoMemoryKills"
+    RESTARTS_NORMAL = "RestartsNormal"
+    CERTIFICATES_VALID = "CertificatesValid"
 
 
 class CheckState(Word):

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
-from node_manager import __version__, haproxy, resource_monitor, screen
+from node_manager import __version__, haproxy, samples, screen
 from node_manager.access import Tokens
 from node_manager.client import HttpManager, LocalManager, Manager, UnreachableManagerError, read_token
 from node_manager.declarations import Connection, NodeDeclaration
@@ -331,12 +331,12 @@ def _show_start(console: Console, parts: Parts, token_file: Path, job: Job | Non
         try:
             parts.jobs.future(job.job_id).result(_FIRST_LOOK_SECONDS)
             node = parts.registry.get(LOCAL_NODE_ID)
-            report = resource_monitor.newest_report(parts.store, LOCAL_NODE_ID)
+            report = samples.newest_report(parts.store, LOCAL_NODE_ID)
             health = render_health(node, report, parts.settings, parts.clock())
-            sample = resource_monitor.newest_sample(parts.store, LOCAL_NODE_ID)
+            sample = samples.newest_sample(parts.store, LOCAL_NODE_ID)
             if sample is not None:
                 parsed = Sample.model_validate(sample.data)
-                use = resource_monitor.summarise(parsed)
+                use = samples.summarise(parsed)
                 message = parsed.containers.message if parsed.containers else None
         except (ProblemError, StoreUnavailableError, FutureTimeoutError) as error:
             structlog.get_logger().error("the first look at this machine failed", reason=str(error) or "timed out")

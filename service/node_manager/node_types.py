@@ -39,6 +39,9 @@ class Limit(Part):
 
     warning: Edge | None = Field(None, description="From this value on the node is degraded but schedulable")
     critical: Edge | None = Field(None, description="From this value on the node is not schedulable")
+    clear: Edge | None = Field(
+        None, description="Below this value it is over again; a tenth below the edge where left out"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Limit:
@@ -59,8 +62,10 @@ class Thresholds(Part):
     load_per_cpu: Limit = Field(Limit(), description="Load average of five minutes divided by the number of CPUs")
 
     def as_limits(self) -> dict[str, dict[str, float]]:
-        """Give only the limits that are set."""
-        dumped: dict[str, dict[str, float]] = self.model_dump(exclude_none=True)
+        """Give only the limits that are set, as node_health takes them."""
+        dumped: dict[str, dict[str, float]] = self.model_dump(
+            exclude_none=True, exclude={name: {"clear"} for name in type(self).model_fields}
+        )
         return {name: limit for name, limit in dumped.items() if limit}
 
 

@@ -24,7 +24,7 @@ from node_manager.health_checker import NodeState, after_failure, after_report, 
 from node_manager.node_registry import Clock, utc_now
 from node_manager.node_states import pressure_of_row, state_of_row, update_state
 from node_manager.overcommit import Pressure, after_sample
-from node_manager.resource_monitor import add_to_history
+from node_manager.samples import add_to_history
 from node_manager.settings import Settings
 from node_manager.shapes import Contact, Facts, Report, Sample
 from node_manager.store import Store, tables

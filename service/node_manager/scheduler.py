@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 import structlog
 
-from node_manager import leases, resource_monitor
+from node_manager import leases, samples
 from node_manager.domain import Admin, Health, JobAction
 from node_manager.jobs import JobQueue
 from node_manager.node_registry import Clock, utc_now
@@ -102,7 +102,7 @@ class Scheduler:
         if _is_due(self._pruned_at, now, _PRUNE_SECONDS):
             self._pruned_at = now
             keep = timedelta(days=self._settings.configuration.storage.history_days)
-            resource_monitor.prune(self._store, now, keep)
+            samples.prune(self._store, now, keep)
             self._queue.prune()
             for chore in self._hourly_chores:
                 chore()

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from node_manager.access import TokenRecord
 from node_manager.load_distribution import Weight
-from node_manager.resource_monitor import Utilization
+from node_manager.samples import Utilization
 from node_manager.views import render_time
 
 # A pipe or a file has no width; lines must not be cut for it.

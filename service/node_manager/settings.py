@@ -77,6 +77,17 @@ class MonitoringSettings(Section):
     )
     gather_interval_seconds: PositiveSeconds = Field(60, description="Pause between two readings of a node's resources")
     check_interval_seconds: PositiveSeconds = Field(300, description="Pause between two runs of a node's health checks")
+    stream: bool = Field(
+        True, description="Watch nodes over a lasting SSH connection each; false: gather with Ansible on the interval"
+    )
+    sample_interval_seconds: PositiveSeconds = Field(15, description="Pause between two samples of a watched node")
+    beat_interval_seconds: PositiveSeconds = Field(
+        4, description="Pause between two signs of life of a watched node; two that are missed make it suspect"
+    )
+    max_handshakes: int = Field(32, ge=1, le=1000, description="SSH connections that are being opened at once")
+    handshake_timeout_seconds: PositiveSeconds = Field(15, description="Limit for opening a connection and logging in")
+    reconnect_max_seconds: PositiveSeconds = Field(60, description="Longest pause before a lost node is tried again")
+    max_line_bytes: int = Field(1_048_576, ge=4096, description="Longest line that a watched node may send")
     sample_seconds: PositiveSeconds = Field(1.0, description="Interval over which CPU and network rates are measured")
     stale_after_seconds: PositiveSeconds = Field(
         180, description="Age of the last contact from which on a node is not schedulable"
@@ -93,6 +104,27 @@ class HealthSettings(Section):
         10, description="Time without contact before a node is unreachable"
     )
     reprobe_seconds: PositiveSeconds = Field(2, description="Pause before a suspect node is tried again")
+    knock_timeout_seconds: PositiveSeconds = Field(
+        3, description="Limit for one look at whether a suspect node's SSH port answers, on a fresh connection"
+    )
+    grace_seconds: PositiveSeconds = Field(
+        30, description="Time after the manager's start in which no node is called unreachable"
+    )
+    autonomy_seconds: PositiveSeconds = Field(
+        3600, description="How long the nodes of a site that is dark as a whole are left alone"
+    )
+    peers_of_site: int = Field(3, ge=0, le=10, description="Nodes of the same site that are asked about a silent one")
+    peers_elsewhere: int = Field(1, ge=0, le=10, description="Nodes of other sites that are asked about a silent one")
+    return_samples: int = Field(3, ge=1, description="Good samples that a node needs to come back")
+    return_seconds: float = Field(30, ge=0, description="Time that these samples must span")
+    probation_seconds: float = Field(120, ge=0, description="How long a node that came back gets half the traffic")
+    threshold_samples: int = Field(
+        3, ge=1, description="Samples in a row beyond an edge before a threshold counts as passed, or as left"
+    )
+    flap_penalty: float = Field(1000, ge=0, description="What each loss of a node adds to its penalty")
+    flap_half_life_seconds: PositiveSeconds = Field(900, description="Time in which a penalty falls to its half")
+    flap_suppress: float = Field(2000, ge=0, description="Penalty above which a node is flapping and takes no work")
+    flap_reuse: float = Field(750, ge=0, description="Penalty below which it no longer is")
     checks_timeout_seconds: PositiveSeconds = Field(20, description="Deadline for all health checks of one node")
 
 

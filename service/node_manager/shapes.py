@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from node_manager.domain import CheckState, ContactReason, Severity
+from node_manager.domain import CheckState, ContactReason, Evidence, Liveness, Severity
 
 Text = Annotated[str, Field(max_length=4096)]
 Name = Annotated[str, Field(max_length=255)]
@@ -285,3 +285,14 @@ class ConditionShape(Shape):
     reason: Name
     message: Text
     since: AwareDatetime
+
+
+class Verdict(Shape):
+    """What the manager itself concludes from a node's silence."""
+
+    liveness: Liveness
+    reason: ContactReason
+    message: Text
+    # Of an unreachable node: what stands behind it, and until when nothing is done about a site that is dark.
+    evidence: Evidence | None = None
+    frozen_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None

@@ -15,7 +15,7 @@ from node_manager.capacity import Account, capacity_of
 from node_manager.health_checker import NodeState
 from node_manager.ledger import Allocation
 from node_manager.node_registry import Node
-from node_manager.resource_monitor import Minute, Observed, applications_of, summarise
+from node_manager.samples import Minute, Observed, applications_of, summarise
 from node_manager.resources import as_data
 from node_manager.settings import Settings
 from node_manager.shapes import Sample
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def render_time(at: datetime | None) -> str | None:
     """Write a time as RFC 3339 in UTC with Z and microseconds."""
-    return None if at is None else at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return None if at is None else at.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def render_node(node: Node, settings: Settings, now: datetime) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from node_manager.domain import Admin, ConditionType, ContactReason, Health
 from node_manager.events import EventType
 from node_manager.node_registry import NodeRegistry
 from node_manager.observations import Observation, ObservationLog, Outcome
-from node_manager.resource_monitor import history, newest_report, newest_sample, prune
+from node_manager.samples import history, newest_report, newest_sample, prune
 from node_manager.store import Store, tables
 from stored import Rows
 

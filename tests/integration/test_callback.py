@@ -15,7 +15,7 @@ import pytest
 from ansible_collections.iot_platform.node_manager.plugins.plugin_utils._spool import Spool
 from ansible_runs import Controller, make_controller
 from node_manager.domain import Health
-from node_manager.resource_monitor import newest_sample
+from node_manager.samples import newest_sample
 
 FACTS = "iot_platform.node_manager.node_facts"
 RESOURCES = "iot_platform.node_manager.node_resources"

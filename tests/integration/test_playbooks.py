@@ -10,7 +10,7 @@ import pytest
 from ansible_runs import BIN, Controller, make_controller
 from node_manager.node_filters import NodeFilter
 from node_manager.node_registry import NodeRegistry
-from node_manager.resource_monitor import newest_sample
+from node_manager.samples import newest_sample
 
 LOOKING = ["register", "gather", "check", "site"]
 QUICK = ("-e", "node_check_interval_seconds=0.1", "-e", "node_gather_interval_seconds=0.1")

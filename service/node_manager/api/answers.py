@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from typing import Any
 
 from fastapi import Response
@@ -13,11 +12,12 @@ from fastapi import Response
 from node_manager.api.errors import problem_response
 from node_manager.jobs import Job
 from node_manager.parts import Parts
+from node_manager.store.documents import write_json
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Answer with plain data that the domain has already brought into shape."""
-    return Response(json.dumps(body), status, headers, "application/json")
+    return Response(write_json(body), status, headers, "application/json")
 
 
 def write_cursor(value: str | int) -> str:

@@ -10,7 +10,7 @@ import structlog
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from node_manager import events, resource_monitor
+from node_manager import events, samples
 from node_manager.api.answers import etag, job_headers, json_response, wait_for, write_cursor
 from node_manager.api.errors import responses
 from node_manager.api.fragments import NodeFragments, Rendered
@@ -190,7 +190,7 @@ def _render_page(registry: NodeRegistry, fragments: NodeFragments, query: NodeQu
 
 def _detail(parts: Parts, node_id: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     node: Node = parts.registry.get(node_id)
-    sample = resource_monitor.newest_sample(parts.store, node_id)
+    sample = samples.newest_sample(parts.store, node_id)
     body = render_node_detail(node, sample, parts.settings, parts.clock())
     return json_response(body, status, {**(headers or {}), "ETag": etag(node.generation)})
 

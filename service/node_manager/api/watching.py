@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from starlette.concurrency import run_in_threadpool
 
-from node_manager import resource_monitor
+from node_manager import samples
 from node_manager.access import Identity
 from node_manager.api.answers import job_headers, json_response, not_looked_at, wait_for
 from node_manager.api.errors import responses
@@ -21,7 +21,7 @@ from node_manager.api.security import Observer, Operator, Viewer
 from node_manager.domain import JobAction, Role
 from node_manager.observations import Observation
 from node_manager.parts import Parts
-from node_manager.resource_monitor import Observed
+from node_manager.samples import Observed
 from node_manager.views import render_health, render_utilization
 
 router = APIRouter(tags=["watching"])
@@ -40,15 +40,15 @@ async def read_utilization(
 ) -> Response:
     """Read the newest sample, in short and whole."""
     await run_in_threadpool(parts.registry.get, node_id)
-    sample = await run_in_threadpool(resource_monitor.newest_sample, parts.store, node_id)
+    sample = await run_in_threadpool(samples.newest_sample, parts.store, node_id)
     if _too_old(parts, sample, max_age) and await _look(parts, node_id, JobAction.GATHER, identity):
-        sample = await run_in_threadpool(resource_monitor.newest_sample, parts.store, node_id)
+        sample = await run_in_threadpool(samples.newest_sample, parts.store, node_id)
     if sample is None:
         return not_looked_at(node_id, "sample")
     minutes = None
     if window is not None:
         since = parts.clock() - _window(window)
-        minutes = await run_in_threadpool(resource_monitor.history, parts.store, node_id, since)
+        minutes = await run_in_threadpool(samples.history, parts.store, node_id, since)
     return json_response(render_utilization(node_id, sample, minutes, parts.clock()))
 
 
@@ -59,7 +59,7 @@ async def read_health(
     """Read the verdict on a node, its conditions and its newest checks."""
     await run_in_threadpool(parts.registry.get, node_id)
     if max_age is not None:
-        report = await run_in_threadpool(resource_monitor.newest_report, parts.store, node_id)
+        report = await run_in_threadpool(samples.newest_report, parts.store, node_id)
         if _too_old(parts, report, max_age):
             await _look(parts, node_id, JobAction.CHECK, identity)
     return await run_in_threadpool(_health, parts, node_id)
@@ -97,7 +97,7 @@ def record_observations(parts: PartsDependency, identity: Observer, body: Observ
 
 def _health(parts: Parts, node_id: str) -> Response:
     node = parts.registry.get(node_id)
-    report = resource_monitor.newest_report(parts.store, node_id)
+    report = samples.newest_report(parts.store, node_id)
     return json_response(render_health(node, report, parts.settings, parts.clock()))
 
 

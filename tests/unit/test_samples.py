@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from builders import make_container, make_containers, make_filesystem, make_interface, make_sample
-from node_manager.resource_monitor import applications_of, summarise
+from node_manager.samples import applications_of, summarise
 from node_manager.shapes import Application, Sample
 
 
