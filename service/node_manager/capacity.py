@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 from node_manager.domain import Resource
@@ -89,7 +90,7 @@ def effective_of(capacity: Mapping[str, int], node_type: NodeType | None, *, pre
 
 def reserved_of(capacity: Mapping[str, int], node_type: NodeType | None) -> dict[str, int]:
     """Tell what is kept for the system, never more than there is."""
-    by_type: dict[str, int] = node_type.reserved.model_dump() if node_type else {}
+    by_type: dict[str, int] = dict(node_type.reserved) if node_type else {}
     return {name: min(by_type.get(name, 0), total) for name, total in capacity.items()}
 
 
@@ -182,7 +183,16 @@ def _unit_ids(facts: Mapping[str, Any] | None, name: str) -> list[str]:
 
 def _times(amount: int, factor: float) -> int:
     # Exact, as the factor is written: 1.15 x 100 is 115, in floating point 114.
-    return amount if factor == 1.0 else int(amount * Fraction(str(factor)))
+    if factor == 1.0:
+        return amount
+    numerator, denominator = _ratio(factor)
+    return amount * numerator // denominator
+
+
+@cache
+def _ratio(factor: float) -> tuple[int, int]:
+    # Kept: there are only so many node types, and a pass of placements asks for hundreds.
+    return Fraction(str(factor)).as_integer_ratio()
 
 
 def _overcommit_of(node_type: NodeType | None, *, pressed: bool) -> dict[str, float]:

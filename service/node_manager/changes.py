@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from node_manager.store import tables
+from node_manager.store.bulk import TextList
 
 
 class Change(NamedTuple):
@@ -34,9 +34,8 @@ def note(connection: sa.Connection, node_ids: Iterable[str], writer: str | None 
     if not rows:
         return None
     mark = _next_mark(connection)
-    statement = _UPSERTS[connection.dialect.name]
     noted = {"mark": mark, "writer": writer, "seen": seen}
-    connection.execute(statement, [{"node_id": node_id, **noted} for node_id in rows])
+    connection.execute(_UPSERTS[connection.dialect.name], {"node_ids": rows, **noted})
     return mark
 
 
@@ -67,16 +66,23 @@ _READ = sa.select(tables.node_changes.c.node_id, tables.node_changes.c.mark, tab
 )
 
 
-def _upsert(dialect_insert: type[sqlite.Insert] | type[postgresql.Insert]) -> sa.Insert:
-    there = tables.node_changes.c
-    statement = dialect_insert(tables.node_changes).values(
-        node_id=sa.bindparam("node_id"), mark=sa.bindparam("mark"), writer=sa.bindparam("writer")
+# All in one statement; without a condition SQLite would take ON for that of a join.
+_UPSERT = """
+    INSERT INTO node_changes (node_id, mark, writer)
+    SELECT value, :mark, :writer FROM {listed} WHERE true
+    ON CONFLICT (node_id) DO UPDATE SET
+        mark = excluded.mark,
+        writer = CASE WHEN node_changes.mark < :seen OR node_changes.writer = excluded.writer THEN excluded.writer END
+"""
+_UPSERTS = {
+    dialect: sa.text(_UPSERT.format(listed=listed)).bindparams(
+        sa.bindparam("node_ids", type_=TextList),
+        sa.bindparam("mark", type_=sa.BigInteger),
+        sa.bindparam("writer", type_=sa.String),
+        sa.bindparam("seen", type_=sa.BigInteger),
     )
-    new = statement.excluded
-    known = sa.or_(there.mark < sa.bindparam("seen", type_=sa.BigInteger), there.writer == new.writer)
-    return statement.on_conflict_do_update(
-        index_elements=["node_id"], set_={"mark": new.mark, "writer": sa.case((known, new.writer), else_=None)}
-    )
-
-
-_UPSERTS = {"sqlite": _upsert(sqlite.Insert), "postgresql": _upsert(postgresql.Insert)}
+    for dialect, listed in {
+        "sqlite": "json_each(:node_ids)",
+        "postgresql": "unnest(:node_ids) AS given (value)",
+    }.items()
+}

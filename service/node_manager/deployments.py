@@ -23,6 +23,7 @@ from node_manager.decisions import MAX_ADVISED, Capture, Decision, DecisionLog, 
 from node_manager.fleet_follower import follow
 from node_manager.fleet_index import FleetIndex
 from node_manager.fragmentation import RequestMix
+from node_manager.ids import ordered_ids
 from node_manager.ledger import Allocation, Ledger, StaleAccountError, allocation_of_row, excesses, select_held
 from node_manager.node_registry import Clock, utc_now
 from node_manager.node_selector import NodeSelector, Selection
@@ -39,10 +40,14 @@ from node_manager.resources import add_to, in_thousandths
 from node_manager.selection_request import Mode, SelectionRequest, Strategy
 from node_manager.settings import Settings
 from node_manager.store import Store, StoreUnavailableError, tables
+from node_manager.store.bulk import BulkInsert, is_one_of
+from node_manager.store.documents import JsonText
 
 _ATTEMPTS = 5
 # Any number that nothing else in the database uses: "plac".
 _LOCK_KEY = 0x706C6163
+# How much is to be told about a request: two that differ in nothing else are the same.
+_TOLD = frozenset({"explain", "dry_run", "reserve"})
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,11 @@ class _Pass:
     # Where a deployment stands in the batch, and who asks for the same once more.
     seen: dict[str, int] = field(default_factory=dict)
     again: dict[int, int] = field(default_factory=dict)
+
+
+_KNOWN = sa.select(tables.deployments).where(is_one_of(tables.deployments.c.deployment_id, "ids"))
+_TAKEN = sa.select(tables.allocations.c.allocation_id).where(is_one_of(tables.allocations.c.allocation_id, "ids"))
+_INSERT = BulkInsert(tables.deployments, "deployment_id", "owner", "request", "decision_id", "weights", "created_at")
 
 
 class DeploymentPlacer:
@@ -118,7 +128,7 @@ class DeploymentPlacer:
             allocations = _allocations_of(connection, deployment_id)
         if request is None and not allocations:
             raise DeploymentNotFoundError(deployment_id)
-        return request, allocations
+        return None if request is None else _comparable(request), allocations
 
     def confirm(self, deployment_id: str) -> list[Allocation]:
         """Keep all of a deployment's allocations for good.
@@ -221,15 +231,12 @@ class DeploymentPlacer:
 
     def _decide(self, work: _Pass, requests: Sequence[SelectionRequest]) -> None:
         """Choose for each request in turn; nothing is written yet."""
-        table = tables.deployments
         wanted = {request.deployment_id for request in requests}
-        known = {
-            row.deployment_id: row
-            for row in work.connection.execute(sa.select(table).where(table.c.deployment_id.in_(wanted)))
-        }
+        known = {row.deployment_id: row for row in work.connection.execute(_KNOWN, {"ids": wanted})}
         most = self._settings.configuration.selection.max_replicas
         taken = _taken_ids(work.connection, [request for request in requests if request.replicas <= most])
         work.ledger.hold({request.owner for request in requests}, ())
+        ids = ordered_ids(len(requests))
         for number, request in enumerate(requests):
             try:
                 if request.deployment_id in work.seen:
@@ -247,13 +254,13 @@ class DeploymentPlacer:
                             "another deployment_id",
                             deployment_id=request.deployment_id,
                         )
-                    outcome = self._choose(work, request)
+                    outcome = self._choose(work, request, ids[number])
             except ProblemError as error:
                 work.outcomes.append(error)
             else:
                 work.outcomes.append(outcome)
 
-    def _choose(self, work: _Pass, request: SelectionRequest) -> Placed:
+    def _choose(self, work: _Pass, request: SelectionRequest, new_id: str) -> Placed:
         self._check(work.connection, request)
         reserves = request.reserve and not request.dry_run
         if reserves:
@@ -267,7 +274,7 @@ class DeploymentPlacer:
             self._use_mix(mix)
         decision_id = None
         if not request.dry_run:
-            decision_id = str(uuid.uuid4())
+            decision_id = new_id
             work.decisions.append(Decision(decision_id, request, answer, len(work.decisions)))
         if not selection.fits:
             raise _nothing_fits(request, decision_id, answer)
@@ -298,7 +305,7 @@ class DeploymentPlacer:
                     f"affinity.{number}.deployment_id",
                     f"no replica of deployment {target!r} is placed; place it first, or make the term preferred",
                 )
-        check_classes(connection, request.ask, self._settings, set(self._index.devices))
+        check_classes(connection, request.ask, self._settings, self._index.devices.keys())
 
     def _check_quota(self, work: _Pass, request: SelectionRequest) -> None:
         account = work.ledger.owner(request.owner)
@@ -308,7 +315,7 @@ class DeploymentPlacer:
             raise quota_error(request.owner, excess)
 
     def _same_or_conflict(self, work: _Pass, row: Any, request: SelectionRequest) -> Placed:
-        if row.request != _comparable(request.document):
+        if _comparable(row.request) != _comparable(request.document):
             raise DeploymentExistsError(
                 f"deployment {request.deployment_id!r} is placed already, for another request; DELETE "
                 f"/deployment/{request.deployment_id} releases it, or choose another deployment_id",
@@ -351,21 +358,13 @@ class DeploymentPlacer:
         for number, first in work.again.items():
             found = work.outcomes[first]
             work.outcomes[number] = replace(found, created=False) if isinstance(found, Placed) else found
-        if work.reserved:
-            work.connection.execute(
-                tables.deployments.insert(),
-                [
-                    {
-                        "deployment_id": request.deployment_id,
-                        "owner": request.owner,
-                        "request": _comparable(request.document),
-                        "decision_id": decision_id,
-                        "weights": {},
-                        "created_at": work.now,
-                    }
-                    for _, request, _, decision_id in work.reserved
-                ],
-            )
+        _INSERT(
+            work.connection,
+            [
+                (request.deployment_id, request.owner, JsonText(request.json_text), decision_id, {}, work.now)
+                for _, request, _, decision_id in work.reserved
+            ],
+        )
         work.ledger.write()
         if work.decisions:
             self._log.write(work.connection, work.capture, work.decisions, work.now)
@@ -373,15 +372,8 @@ class DeploymentPlacer:
 
 def _taken_ids(connection: sa.Connection, requests: Sequence[SelectionRequest]) -> set[str]:
     """Find the deployments for whose replicas somebody has made allocations by hand, under their names."""
-    table = tables.allocations.c
     ids = [_allocation_id(request, replica) for request in requests for replica in range(request.replicas)]
-    found: set[str] = set()
-    for start in range(0, len(ids), 500):
-        rows = connection.execute(
-            sa.select(table.allocation_id).where(table.allocation_id.in_(ids[start : start + 500]))
-        )
-        found.update(row.allocation_id.rpartition(":")[0] for row in rows)
-    return found
+    return {row.allocation_id.rpartition(":")[0] for row in connection.execute(_TAKEN, {"ids": ids})}
 
 
 def _allocation_id(request: SelectionRequest, replica: int) -> str:
@@ -401,7 +393,7 @@ def _same_in_batch(first: SelectionRequest, again: SelectionRequest, outcome: Pl
 
 def _comparable(document: dict[str, Any]) -> dict[str, Any]:
     """Give what makes two requests the same: how much is to be told about it does not."""
-    return {name: value for name, value in document.items() if name not in {"explain", "dry_run", "reserve"}}
+    return {name: value for name, value in document.items() if name not in _TOLD}
 
 
 def _bare(allocations: Iterable[Allocation]) -> dict[str, Any]:

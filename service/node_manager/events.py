@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
@@ -11,7 +10,9 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from node_manager.ids import ordered_ids
 from node_manager.store import tables
+from node_manager.store.bulk import BulkInsert
 
 
 class EventType(StrEnum):
@@ -33,6 +34,10 @@ class EventType(StrEnum):
         return self.value.rpartition(".")[0]
 
 
+_TOPICS = {event: event.topic for event in EventType}
+_INSERT = BulkInsert(tables.outbox, "event_id", "topic", "type", "node_id", "occurred_at", "data")
+
+
 class NewEvent(NamedTuple):
     """One event to be written."""
 
@@ -49,21 +54,13 @@ def emit(connection: sa.Connection, event: EventType, node_id: str, at: datetime
 
 def emit_all(connection: sa.Connection, found: Sequence[NewEvent]) -> None:
     """Add events to the outbox, in their order."""
-    if found:
-        connection.execute(
-            tables.outbox.insert(),
-            [
-                {
-                    "event_id": str(uuid.uuid4()),
-                    "topic": new.event.topic,
-                    "type": new.event.value,
-                    "node_id": new.node_id,
-                    "occurred_at": new.at,
-                    "data": new.data,
-                }
-                for new in found
-            ],
-        )
+    _INSERT(
+        connection,
+        [
+            (event_id, _TOPICS[new.event], new.event.value, new.node_id, new.at, new.data)
+            for event_id, new in zip(ordered_ids(len(found)), found, strict=True)
+        ],
+    )
 
 
 def of_node(connection: sa.Connection, node_id: str, limit: int, before: int | None) -> list[sa.Row[Any]]:

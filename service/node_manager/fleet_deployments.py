@@ -88,19 +88,19 @@ class FleetDeployments:
 
     def cells_of(self, pair: tuple[str, str], cells: int) -> NDArray[np.bool_]:
         """Mark the cells with a replica of a deployment that has one label."""
-        mask = np.zeros(cells, bool)
         counts = self._label_cells.get(pair)
-        if counts is not None:
-            known = min(cells, len(counts))
-            mask[:known] = counts[:known] > 0
-        return mask
+        if counts is None:
+            return np.zeros(cells, bool)
+        mask = counts[:cells] > 0
+        return mask if len(mask) == cells else np.append(mask, np.zeros(cells - len(mask), bool))
 
     def repellers_of(self, deployment_id: str, labels: Mapping[str, str]) -> list[DeploymentRow]:
         """Find the deployments that may keep this one at a distance, in a fixed order."""
         if not self._repelling:
             return []
-        keys = [f"id:{deployment_id}", *(f"label:{key}={value}" for key, value in labels.items())]
-        found = {name for key in keys for name in self._repelling.get(key, ())}
+        found = set(self._repelling.get(f"id:{deployment_id}", ()))
+        for key, value in labels.items():
+            found.update(self._repelling.get(f"label:{key}={value}", ()))
         return [self.rows[name] for name in sorted(found) if name != deployment_id]
 
     def _count(self, pair: tuple[str, str], cell: int, change: int) -> None:

@@ -17,8 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from node_manager.capacity import effective_of
-from node_manager.domain import Admin, Health
-from node_manager.health_checker import WARNING_CHECK_FAILED
+from node_manager.domain import Admin, Health, Resource, Severity
 from node_manager.overcommit import is_pressed
 from node_manager.resources import COMMON
 from node_manager.settings import Settings
@@ -28,6 +27,10 @@ from node_manager.store import tables
 NOT_ACTIVE = "not_active"
 QUARANTINED = "quarantined"
 UNHEALTHY = "unhealthy"
+_CPU, _MEMORY = Resource.CPU_MILLICORES.value, Resource.MEMORY_MIB.value
+_UNKNOWN_LOAD_PERCENT = 50.0
+# Half of the full score for a node that has kept its health for an hour.
+_STEADY_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,10 @@ class DeploymentRow:
     repels: Sequence[Mapping[str, Any]]
 
 
-_VALUES = attrgetter(*(field.name for field in fields(NodeRow)))
+_NAMES = [field.name for field in fields(NodeRow)]
+_VALUES = attrgetter(*_NAMES)
+_ALLOCATED, _USED_UNITS = _NAMES.index("allocated"), _NAMES.index("used_units")
+_UNSEEN, _DEPLOYMENTS = _NAMES.index("unseen"), _NAMES.index("deployments")
 
 
 def write_row(row: NodeRow) -> list[Any]:
@@ -85,6 +91,42 @@ def write_row(row: NodeRow) -> list[Any]:
 def read_row(values: Sequence[Any]) -> NodeRow:
     """Turn plain data back into the row it was."""
     return NodeRow(*values)
+
+
+def with_books(
+    row: NodeRow,
+    allocated: Mapping[str, int],
+    used_units: Mapping[str, Mapping[str, int]],
+    unseen: Mapping[str, int],
+    deployments: Mapping[str, int],
+) -> NodeRow:
+    """Give the row with other books; what dataclasses.replace does, in a quarter of its time."""
+    values = list(_VALUES(row))
+    values[_ALLOCATED], values[_USED_UNITS], values[_UNSEEN] = allocated, used_units, unseen
+    values[_DEPLOYMENTS] = deployments
+    return NodeRow(*values)
+
+
+def load_score(row: NodeRow) -> float:
+    """Score how idle a node is, 0 to 100: what was measured, and what was reserved since.
+
+    Without a sample, what is allocated stands for what is used; without capacity that says nothing.
+    """
+    found = []
+    for name, percent in ((_CPU, row.cpu_percent), (_MEMORY, row.memory_percent)):
+        total = row.capacity.get(name)
+        if percent is not None:
+            found.append(percent + (100.0 * row.unseen.get(name, 0) / total if total else 0.0))
+        elif total:
+            found.append(100.0 * row.allocated.get(name, 0) / total)
+    return 100.0 - min(100.0, max(found, default=_UNKNOWN_LOAD_PERCENT))
+
+
+def stability_score(row: NodeRow, now: float) -> float:
+    """Score how long a node has kept its health, 0 to 100; half as much where that is not the best."""
+    age = max(0.0, now - row.health_since)
+    whole = 100.0 if row.health == Health.HEALTHY.value else 50.0
+    return whole * age / (age + _STEADY_SECONDS)
 
 
 def load_rows(
@@ -168,7 +210,7 @@ def _blocked(row: Any) -> str | None:
     if row.quarantined:
         return QUARANTINED
     well = row.health in {Health.HEALTHY.value, Health.DEGRADED.value} and all(
-        condition["status"] or condition["reason"] == WARNING_CHECK_FAILED for condition in row.conditions
+        condition["status"] or condition["severity"] == Severity.WARNING.value for condition in row.conditions
     )
     return None if well else UNHEALTHY
 

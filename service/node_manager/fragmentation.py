@@ -72,19 +72,28 @@ class RequestMix:
     """
 
     def __init__(self) -> None:
-        self.classes: tuple[tuple[Ask, int], ...] = ()
         self.generation = 0
+        self._classes: tuple[tuple[Ask, int], ...] = ()
+        # What classes are to be made of: most refreshes pass before anything is packed, and ranking takes its time.
+        self._unranked: dict[Ask, int] | None = None
         self._counts: dict[Ask, int] = {}
         self._seen = 0
         self._waiting = 0
 
+    @property
+    def classes(self) -> tuple[tuple[Ask, int], ...]:
+        """Give the most frequent shapes and how often they were seen, by the last refresh."""
+        if self._unranked is not None:
+            ranked = sorted(self._unranked.items(), key=lambda item: (-item[1], item[0]))
+            self._classes, self._unranked = tuple(ranked[:USED_SHAPES]), None
+        return self._classes
+
     def observe(self, shape: Ask) -> None:
         """Count one request."""
-        if shape not in self._counts and len(self._counts) >= KEPT_SHAPES:
-            # The first of the rarest is the oldest: a dict keeps the order of arrival.
-            rarest = min(self._counts.items(), key=itemgetter(1))[0]
-            self._seen -= self._counts.pop(rarest)
-        self._counts[shape] = self._counts.get(shape, 0) + 1
+        count = self._counts.get(shape, 0)
+        if not count and len(self._counts) >= KEPT_SHAPES:
+            self._seen -= self._counts.pop(self._rarest())
+        self._counts[shape] = count + 1
         self._seen += 1
         self._waiting += 1
         if self._seen >= MOST_SEEN:
@@ -96,7 +105,7 @@ class RequestMix:
     def copy(self) -> RequestMix:
         """Give a mix that goes on by itself from here."""
         mix = RequestMix()
-        mix.classes, mix.generation = self.classes, self.generation
+        mix._classes, mix.generation = self.classes, self.generation
         mix._counts, mix._seen, mix._waiting = dict(self._counts), self._seen, self._waiting
         return mix
 
@@ -110,15 +119,20 @@ class RequestMix:
         """Take up a mix where `as_data` left it."""
         mix = cls()
         mix._counts = dict(_from_lists(data["counts"]))
-        mix.classes = tuple(_from_lists(data["classes"]))
+        mix._classes = tuple(_from_lists(data["classes"]))
         mix._seen = sum(mix._counts.values())
         mix._waiting = data["waiting"]
         mix.generation = data["generation"]
         return mix
 
+    def _rarest(self) -> Ask:
+        """Name the first of the rarest, which is the oldest: a dict keeps the order of arrival."""
+        # Nothing is rarer than once, and a full mix mostly has such a shape near its start.
+        once = next((shape for shape, count in self._counts.items() if count == 1), None)
+        return once if once is not None else min(self._counts.items(), key=itemgetter(1))[0]
+
     def _refresh(self) -> None:
-        ranked = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
-        self.classes = tuple(ranked[:USED_SHAPES])
+        self._unranked = dict(self._counts)
         self.generation += 1
         self._waiting = 0
 

@@ -23,6 +23,7 @@ from node_manager.overcommit import is_pressed
 from node_manager.resources import Ask, add_to, as_data, ask_of, in_thousandths
 from node_manager.settings import Settings
 from node_manager.store import tables
+from node_manager.store.bulk import BulkInsert, BulkUpdate, is_one_of
 
 
 class StaleAccountError(Exception):
@@ -125,8 +126,9 @@ class Ledger:
     def add(self, allocation: Allocation) -> Allocation:
         """Reserve what was found to fit; units are chosen here where *allocation* names none."""
         node = self._nodes[allocation.node_id]
-        units = allocation.units or choose_units(allocation.ask, node.units, node.used_units)
-        allocation = replace(allocation, units=units)
+        if allocation.ask.devices and not allocation.units:
+            units = choose_units(allocation.ask, node.units, node.used_units)
+            allocation = replace(allocation, units=units)
         self._book(allocation, 1)
         self._added.append(allocation)
         return allocation
@@ -151,8 +153,7 @@ class Ledger:
             self._forget_empty_deployments()
         self._write_nodes()
         self._write_owners()
-        if self._added:
-            self._connection.execute(tables.allocations.insert(), [_row_of(allocation) for allocation in self._added])
+        _ADD(self._connection, [_row_of(allocation) for allocation in self._added])
         released = [_event(a, events.EventType.ALLOCATION_RELEASED, self._now, reason) for a, reason in self._dropped]
         reserved = [_event(a, events.EventType.ALLOCATION_RESERVED, self._now) for a in self._added]
         events.emit_all(self._connection, released + reserved)
@@ -189,8 +190,9 @@ class Ledger:
     def _hold_nodes(self, node_ids: Sequence[str]) -> None:
         if not node_ids:
             return
-        # In the registry's order: the node against deregistration, then its account.
-        self._connection.execute(_HOLD_NODES, {"node_ids": node_ids}).all()
+        if self._connection.dialect.name != "sqlite":
+            # In the registry's order: the node against deregistration, then its account. SQLite has one writer anyway.
+            self._connection.execute(_HOLD_NODES, {"node_ids": node_ids}).all()
         rows = self._connection.execute(_ACCOUNTS, {"node_ids": node_ids}).all()
         if len(rows) < len(node_ids) and self._open_missing({row.node_id for row in rows}, node_ids):
             rows = self._connection.execute(_ACCOUNTS, {"node_ids": node_ids}).all()
@@ -234,26 +236,20 @@ class Ledger:
 
     def _write_nodes(self) -> None:
         changed = [
-            {
-                "key": node.node_id,
-                "read_version": node.version,
-                "allocated": node.allocated,
-                "used_units": node.used_units,
-                "version": node.version + 1,
-            }
+            (node.allocated, node.used_units, node.version + 1, node.node_id, node.version)
             for node in self._nodes.values()
             if node.changed
         ]
-        if changed and self._connection.execute(_WRITE_NODE, changed).rowcount != len(changed):
+        if _WRITE_NODES(self._connection, changed) != len(changed):
             raise StaleAccountError("an account of a node changed meanwhile")
 
     def _write_owners(self) -> None:
         changed = [
-            {"key": name, "read_version": owner.version, "used": owner.used, "version": owner.version + 1}
+            (owner.used, owner.version + 1, name, owner.version)
             for name, owner in self._owners.items()
             if owner.changed
         ]
-        if changed and self._connection.execute(_WRITE_OWNER, changed).rowcount != len(changed):
+        if _WRITE_OWNERS(self._connection, changed) != len(changed):
             raise StaleAccountError("an account of an owner changed meanwhile")
 
 
@@ -309,18 +305,18 @@ def release_expired(connection: sa.Connection, ledger: Ledger, now: datetime, li
     return len(expired)
 
 
-def _row_of(allocation: Allocation) -> dict[str, Any]:
-    return {
-        "allocation_id": allocation.allocation_id,
-        "node_id": allocation.node_id,
-        "owner": allocation.owner,
-        "deployment_id": allocation.deployment_id,
-        "resources": as_data(allocation.ask),
-        "units": allocation.units,
-        "ttl_seconds": allocation.ttl_seconds,
-        "expires_at": allocation.expires_at,
-        "created_at": allocation.created_at,
-    }
+def _row_of(allocation: Allocation) -> tuple[Any, ...]:
+    return (
+        allocation.allocation_id,
+        allocation.node_id,
+        allocation.owner,
+        allocation.deployment_id,
+        as_data(allocation.ask),
+        allocation.units,
+        allocation.ttl_seconds,
+        allocation.expires_at,
+        allocation.created_at,
+    )
 
 
 def _event(allocation: Allocation, event: events.EventType, at: datetime, reason: str | None = None) -> events.NewEvent:
@@ -339,10 +335,9 @@ def _event(allocation: Allocation, event: events.EventType, at: datetime, reason
 
 _accounts, _owners = tables.node_accounts, tables.owners
 # Built once: putting a statement together costs more than SQLite needs to run it.
-_IDS: sa.BindParameter[Any] = sa.bindparam("node_ids", expanding=True)
 _HOLD_NODES = (
     sa.select(tables.nodes.c.node_id)
-    .where(tables.nodes.c.node_id.in_(_IDS))
+    .where(is_one_of(tables.nodes.c.node_id, "node_ids"))
     .order_by(tables.nodes.c.node_id)
     .with_for_update(read=True, key_share=True)
 )
@@ -350,27 +345,26 @@ _ACCOUNTS = (
     sa.select(_accounts, tables.nodes.c.admin, tables.node_states.c.quarantined, tables.node_states.c.pressed_at)
     .join(tables.nodes, tables.nodes.c.node_id == _accounts.c.node_id)
     .join(tables.node_states, tables.node_states.c.node_id == _accounts.c.node_id)
-    .where(_accounts.c.node_id.in_(_IDS))
+    .where(is_one_of(_accounts.c.node_id, "node_ids"))
     .order_by(_accounts.c.node_id)
     .with_for_update(of=_accounts)
 )
-_OWNERS = (
-    sa.select(_owners)
-    .where(_owners.c.owner.in_(sa.bindparam("owners", expanding=True)))
-    .order_by(_owners.c.owner)
-    .with_for_update()
-)
+_OWNERS = sa.select(_owners).where(is_one_of(_owners.c.owner, "owners")).order_by(_owners.c.owner).with_for_update()
 _INSERT_OWNER = {
     "sqlite": sqlite.insert(_owners).on_conflict_do_nothing(),
     "postgresql": postgresql.insert(_owners).on_conflict_do_nothing(),
 }
-_WRITE_NODE = (
-    _accounts.update()
-    .where(_accounts.c.node_id == sa.bindparam("key"), _accounts.c.version == sa.bindparam("read_version"))
-    .values(allocated=sa.bindparam("allocated"), used_units=sa.bindparam("used_units"), version=sa.bindparam("version"))
+_ADD = BulkInsert(
+    tables.allocations,
+    "allocation_id",
+    "node_id",
+    "owner",
+    "deployment_id",
+    "resources",
+    "units",
+    "ttl_seconds",
+    "expires_at",
+    "created_at",
 )
-_WRITE_OWNER = (
-    _owners.update()
-    .where(_owners.c.owner == sa.bindparam("key"), _owners.c.version == sa.bindparam("read_version"))
-    .values(used=sa.bindparam("used"), version=sa.bindparam("version"))
-)
+_WRITE_NODES = BulkUpdate(_accounts, ("allocated", "used_units", "version"), ("node_id", "version"))
+_WRITE_OWNERS = BulkUpdate(_owners, ("used", "version"), ("owner", "version"))

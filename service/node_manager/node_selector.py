@@ -20,7 +20,7 @@ from node_manager.fleet_index import CLASSES, FleetIndex, Mask
 from node_manager.fleet_rows import NodeRow
 from node_manager.fragmentation import Fragmentation, RequestMix
 from node_manager.resources import WHOLE_MILLI, Ask
-from node_manager.selection_filters import AFFINITY, ANTI_AFFINITY, SPREAD, Filtered, Filters, narrow
+from node_manager.selection_filters import AFFINITY, ANTI_AFFINITY, SPREAD, Filtered, Filters, Sieve
 from node_manager.selection_request import Mode, Scope, SelectionRequest, Strategy, Term
 
 Scores = NDArray[Any]
@@ -37,7 +37,15 @@ WEIGHTS: dict[Strategy, dict[str, float]] = {
     },
     Strategy.BINPACK: {"packing": 8, "affinity": 2, "stability": 1, "geography": 1, "images": 1},
 }  # fmt: skip
+# The same as parts of one, so that what is summed up is the score.
+_SHARES = {
+    strategy: {name: np.float32(weight / sum(weights.values())) for name, weight in weights.items()}
+    for strategy, weights in WEIGHTS.items()
+}
 _CANDIDATES = 5
+# Where more of the nodes are left, all are scored and those that are not left are dropped at the end: to gather values from
+# a column takes as long as three operations on the whole of it.
+_MANY = 0.25
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _WORD = 0xFFFFFFFFFFFFFFFF
 
@@ -71,23 +79,42 @@ class Selection:
 
 @dataclass
 class _Look:
-    """What holds for all replicas of one request. Scores are of the nodes in *rows* only."""
+    """What holds for all replicas of one request."""
 
     request: SelectionRequest
     ask: Ask
+    # How many resource classes that are.
+    classes: int
     filtered: Filtered
-    seed: int
+    # The nodes that are left.
     rows: NDArray[np.intp]
-    # The same as an index of columns: a slice where no node is left out, which costs no copy.
+    # What is taken of columns: these rows, or whole columns where that is faster; see of_rows().
     at: NDArray[np.intp] | slice
-    # Scores that no replica of the request changes, and their weighted sum.
+    # Scores that no replica of the request changes: by place, and by row (affinity: before the first replica).
+    columns: Parts
     parts: Parts
-    fixed: Scores
+    # What they come to, weighted, with all that is as good everywhere: by *at*, and what is added to that by row.
+    base: Scores
+    added: list[Scores]
     # Preferred terms about the request's own replicas, whether nearness is what is preferred, and what is near without them.
     own_preferred: list[tuple[Term, bool, Mask]]
     # The codes of the domains that spread is about, once they are needed.
     domains: NDArray[np.intp] | None = None
     placed: list[int] = field(default_factory=list)
+
+    def of_rows(self, scores: Scores) -> Scores:
+        """Turn scores by *at* into scores by row."""
+        return scores.take(self.rows) if isinstance(self.at, slice) else scores
+
+
+@dataclass
+class _Scored:
+    """The scores of one replica, by row; *parts* are not weighted."""
+
+    total: Scores
+    parts: Parts
+    # What fit and balance are made of, by the look's *at*.
+    use: tuple[Scores, Scores] | None
 
 
 class NodeSelector:
@@ -111,7 +138,7 @@ class NodeSelector:
         filtered = self.filters.apply(request, ask, now)
         homes = self._homes(request, ask, filtered)
         if homes is not None:
-            filtered.alive = narrow(filtered.alive, homes, AFFINITY, filtered.rejected)
+            filtered.keep(homes, AFFINITY)
         selection = self._greedy(request, ask, filtered)
         # The best node's zone (site, region) may be too small for all that must stay together: then the next best.
         while not selection.fits and selection.choices and filtered.together:
@@ -119,8 +146,7 @@ class NodeSelector:
             self.undo(selection)
             # Of several terms the narrowest: another site of the zone may have the room.
             near = [self.filters.near(term.scope, [first]) for term in filtered.together]
-            elsewhere = ~np.logical_and.reduce(near)
-            filtered.alive = narrow(filtered.alive, elsewhere, AFFINITY, filtered.rejected)
+            filtered.keep(~np.logical_and.reduce(near), AFFINITY)
             selection = self._greedy(request, ask, filtered)
         if not selection.fits:
             selection.placed = len(selection.choices)
@@ -155,58 +181,69 @@ class NodeSelector:
     # one replica after the other
 
     def _greedy(self, request: SelectionRequest, ask: Ask, filtered: Filtered) -> Selection:
-        look = self._look(request, ask, filtered)
         selection = Selection([], True, len(self.index), filtered.rejected)
+        if not filtered.left:
+            selection.fits = False
+            return selection
+        look = self._look(request, ask, filtered)
         for number in range(request.replicas):
-            open_, rejected = self._open(look)
-            selection.rejected = {
-                reason: filtered.rejected.get(reason, 0) + rejected.get(reason, 0)
-                for reason in (filtered.rejected | rejected)
-            }
-            if not (len(look.rows) if open_ is None else open_.any()):
-                selection.fits = False
-                break
-            total, parts = self._score(look, open_)
-            best = self._best(look, total, look.seed + number)
+            open_ = None
+            if number:
+                sieve = self._open(look)
+                selection.rejected = sieve.rejected
+                if not sieve.left:
+                    selection.fits = False
+                    break
+                open_ = sieve.alive.take(look.rows)
+            scored = self._score(look, open_)
+            best = self._best(look, scored.total, number)
             if number == 0 and request.explain:
-                selection.candidates = self._runners_up(look, total, best)
+                selection.candidates = self._runners_up(look, scored.total, best)
             place = int(look.rows[best])
             row = self.index.rows[place]
             assert row is not None
             units = self._units(look, row, place)
-            scores = {name: float(parts[name][best]) if name in parts else 100.0 for name in WEIGHTS[request.strategy]}
-            selection.choices.append(Choice(row.node_id, units, float(total[best]), scores))
+            scores = self._scores_at(look, scored, best)
+            selection.choices.append(Choice(row.node_id, units, float(scored.total[best]), scores))
             selection.undo.append(self.index.reserve(place, ask, units, request.deployment_id))
             look.placed.append(place)
         return selection
 
     def _look(self, request: SelectionRequest, ask: Ask, filtered: Filtered) -> _Look:
-        index, weights = self.index, WEIGHTS[request.strategy]
-        rows = np.flatnonzero(filtered.alive)
-        terms = [(term, True) for term in request.affinity] + [(term, False) for term in request.anti_affinity]
-        preferred = [(term, wanted) for term, wanted in terms if term.mode is Mode.PREFERRED]
-        at = rows if len(rows) < index.places else slice(index.places)
-        # A single replica has no others to be near to.
-        own = [
-            (term, wanted, self._near_before(term)[at])
-            for term, wanted in preferred
-            if request.replicas > 1 and request.is_own(term)
-        ]
-        # Copies: what is placed changes these columns, and the scores are told as they were.
-        parts: Parts = {"load": index.load[at].copy(), "stability": index.stability[at].copy()}
-        if preferred:
-            parts["affinity"] = self._preferred(preferred, at)
+        index, shares = self.index, _SHARES[request.strategy]
+        rows = filtered.alive.nonzero()[0]
+        at = slice(index.places) if len(rows) > _MANY * index.places else rows
+        columns: Parts = {"stability": index.stability}
+        if "load" in shares:
+            # What is placed changes this column, and the scores of later replicas are told as they were.
+            columns["load"] = index.load.copy() if request.replicas > 1 else index.load
         if request.near is not None:
-            parts["geography"] = index.nearness(request.near.latitude, request.near.longitude)[at]
+            columns["geography"] = index.nearness(request.near.latitude, request.near.longitude)
+        parts, own = Parts(), []
+        preferred = _preferred_of(request)
+        if preferred:
+            parts["affinity"] = self._preferred(preferred, rows)
+            # A single replica has no others to be near to.
+            if request.replicas > 1:
+                own = [
+                    (term, wanted, self._near_before(term).take(rows))
+                    for term, wanted in preferred
+                    if request.is_own(term)
+                ]
         if request.images:
-            present = [index.mask_of_image(image)[at] for image in request.images]
-            parts["images"] = np.add.reduce(present, dtype=np.float32) * np.float32(100 / len(present))
-        fixed: Scores = np.zeros(len(rows), np.float32)
-        for name, part in parts.items():
-            if name in weights and not (name == "affinity" and own):
-                fixed += part * np.float32(weights[name])
-        seed = int.from_bytes(hashlib.blake2b(request.deployment_id.encode(), digest_size=8).digest(), "big")
-        return _Look(request, ask, filtered, seed, rows, at, parts, fixed, own)
+            worth = np.float32(100 / len(request.images))
+            present = [index.mask_of_image(image).take(rows) * worth for image in request.images]
+            parts["images"] = present[0] if len(present) == 1 else np.add.reduce(present)
+        # What nobody asked about is as good everywhere, and what fit and packing score less is taken off this.
+        constant = 100 * sum([share for name, share in shares.items() if name not in columns and name not in parts])
+        base: Scores = columns["stability"][at] * shares["stability"]
+        base += constant
+        for name, column in columns.items():
+            if name != "stability":
+                base += column[at] * shares[name]
+        added = [part * shares[name] for name, part in parts.items()]
+        classes = len(ask.amounts) + len(ask.devices)
+        return _Look(request, ask, classes, filtered, rows, at, columns, parts, base, added, own)
 
     def _near_before(self, term: Term) -> Mask:
         """Mark the nodes that are near a preferred term's target before any replica of the request is placed."""
@@ -214,21 +251,19 @@ class NodeSelector:
             return self.index.mask_at(self.filters.places_of(term))
         return self.filters.cells_near(term).take(self.index.cell[: self.index.places])
 
-    def _open(self, look: _Look) -> tuple[Mask | None, dict[str, int]]:
-        """Mark which of the look's rows are left by what depends on the replicas placed before; None: all of them."""
-        rejected: dict[str, int] = {}
-        if not look.placed:
-            return None, rejected
-        alive = look.filtered.alive
+    def _open(self, look: _Look) -> Sieve:
+        """Leave the nodes that what depends on the replicas placed before leaves."""
+        filtered = look.filtered
+        left = Sieve(filtered.alive, filtered.left, dict(filtered.rejected))
         for _, room in self.filters.room(look.ask):
-            alive = narrow(alive, room, TAKEN, rejected)
-        for term in look.filtered.together:
-            alive = narrow(alive, self.filters.near(term.scope, look.placed), AFFINITY, rejected)
-        for term in look.filtered.apart:
-            alive = narrow(alive, ~self.filters.near(term.scope, look.placed), ANTI_AFFINITY, rejected)
+            left.keep(room, TAKEN)
+        for term in filtered.together:
+            left.keep(self.filters.near(term.scope, look.placed), AFFINITY)
+        for term in filtered.apart:
+            left.keep(~self.filters.near(term.scope, look.placed), ANTI_AFFINITY)
         if look.request.spread is not None:
-            alive = narrow(alive, self._even(look), SPREAD, rejected)
-        return alive[look.at], rejected
+            left.keep(self._even(look), SPREAD)
+        return left
 
     def _even(self, look: _Look) -> Mask:
         """Mark the nodes on which one more replica leaves the distribution even enough."""
@@ -246,48 +281,67 @@ class NodeSelector:
 
     # scores
 
-    def _score(self, look: _Look, open_: Mask | None) -> tuple[Scores, Parts]:
-        """Score the look's rows; those that are not open get -1."""
-        weights, parts = WEIGHTS[look.request.strategy], dict(look.parts)
-        changing: Parts = {}
-        if "packing" in weights:
-            changing["packing"] = self._packing(look, open_)
+    def _score(self, look: _Look, open_: Mask | None) -> _Scored:
+        """Score the look's rows for one replica; those that are not open get -1."""
+        shares, parts = _SHARES[look.request.strategy], dict(look.parts)
+        use = None
+        if "packing" in shares:
+            parts["packing"] = self._packing(look, open_)
+            # In doubles: costs differ by less than a float32 can tell.
+            total = look.of_rows(look.base) - (100 - parts["packing"]) * shares["packing"]
         else:
-            changing |= self._fit(look)
-        if "spread" in weights and look.placed:
-            changing["spread"] = self._spread(look)
-        if look.own_preferred:
-            changing["affinity"] = self._own_affinity(look) if look.placed else look.parts["affinity"]
-        parts |= changing
-        # What nobody asked about is as good everywhere.
-        constant = 100.0 * sum(weight for name, weight in weights.items() if name not in parts)
-        total = look.fixed + constant
-        for name, part in changing.items():
-            total = total + part * np.float32(weights[name])
-        scores: Scores = np.multiply(total, 1 / sum(weights.values()))
+            use = whole, gap = self._use(look)
+            total = look.base - whole * (100 * shares["fit"] / look.classes)
+            total -= gap * (100 * shares["balance"])
+            total = look.of_rows(total)
+        for part in look.added:
+            total += part
+        if look.placed and "spread" in shares:
+            parts["spread"] = self._spread(look)
+            total -= (100 - parts["spread"]) * shares["spread"]
+        if look.placed and look.own_preferred:
+            parts["affinity"] = self._own_affinity(look)
+            total += (parts["affinity"] - look.parts["affinity"]) * shares["affinity"]
         if open_ is not None:
-            scores[~open_] = -1
-        return scores, parts
+            total[~open_] = -1
+        return _Scored(total, parts, use)
 
-    def _fit(self, look: _Look) -> Parts:
-        """Score how much is left after the replica, and how evenly its resources would be used."""
+    def _scores_at(self, look: _Look, scored: _Scored, row: int) -> dict[str, float]:
+        """Give the single scores of one row; for all of them they would cost more than the choice."""
+        place = int(look.rows[row])
+        scores = dict.fromkeys(WEIGHTS[look.request.strategy], 100.0)
+        for name, column in look.columns.items():
+            scores[name] = float(column[place])
+        for name, part in scored.parts.items():
+            scores[name] = float(part[row])
+        if scored.use is not None:
+            at = place if isinstance(look.at, slice) else row
+            whole, gap = scored.use
+            scores["fit"] = 100 - 100 * float(whole[at]) / look.classes
+            scores["balance"] = 100 - 100 * float(gap[at])
+        return scores
+
+    def _use(self, look: _Look) -> tuple[Scores, Scores]:
+        """Tell, by *at*, which part of each resource asked for would be in use: the sum, and the most less the least."""
         index, at = self.index, look.at
         used: list[Scores] = []
         for name, amount in look.ask.amounts:
             number = CLASSES.index(name)
-            part = index.inverse[number][at] * np.float32(amount)
+            part: Scores = index.inverse[number][at] * np.float32(amount)
             part += index.share[number][at]
             used.append(part)
         for name, count, share in look.ask.devices:
             counts = np.maximum(index.device_counts[name][at], 1).astype(np.float32)
             used.append(index.device_share[name][at] + np.float32(count * share / WHOLE_MILLI) / counts)
-        total = most = least = used[0]
-        for each in used[1:]:
-            total, most, least = total + each, np.maximum(most, each), np.minimum(least, each)
-        fit = np.float32(100) - total * np.float32(100 / len(used))
         if len(used) == 1:
-            return {"fit": fit}
-        return {"fit": fit, "balance": np.float32(100) - (most - least) * np.float32(100)}
+            return used[0], np.zeros_like(used[0])
+        total, most, least = used[0] + used[1], np.maximum(used[0], used[1]), np.minimum(used[0], used[1])
+        for each in used[2:]:
+            total += each
+            np.maximum(most, each, out=most)
+            np.minimum(least, each, out=least)
+        most -= least
+        return total, most
 
     def _packing(self, look: _Look, open_: Mask | None) -> Scores:
         """Score how little the replica breaks up of what others could use."""
@@ -298,30 +352,30 @@ class NodeSelector:
         scores[chosen] = 100.0 if most == least else 100.0 - (growth - least) * (100.0 / (most - least))
         return scores
 
-    def _preferred(self, preferred: list[tuple[Term, bool]], at: NDArray[np.intp] | slice) -> Scores:
+    def _preferred(self, preferred: list[tuple[Term, bool]], rows: NDArray[np.intp]) -> Scores:
         """Score how much of what is preferred nodes meet, before any replica of the request is placed."""
-        index = self.index
-        total = sum(term.weight for term, _ in preferred)
-        cells = np.zeros(index.cell_count, np.float32)
+        total = sum([term.weight for term, _ in preferred])
+        per_cell = np.zeros(self.index.cell_count, np.float32)
         single: list[tuple[Mask, np.float32]] = []
         for term, wanted in preferred:
             worth = np.float32(100 * term.weight / total)
             if term.scope is Scope.NODE:
-                single.append((index.mask_at(self.filters.places_of(term)) == wanted, worth))
+                near = self.index.mask_at(self.filters.places_of(term)).take(rows)
+                single.append((near if wanted else ~near, worth))
             else:
-                cells += (self.filters.cells_near(term) == wanted) * worth
-        scores: Scores = cells.take(index.cell[at])
-        for mask, worth in single:
-            scores += mask[at] * worth
+                near = self.filters.cells_near(term)
+                per_cell += (near if wanted else ~near) * worth
+        scores: Scores = per_cell.take(self.index.cell.take(rows))
+        for met, worth in single:
+            scores += met * worth
         return scores
 
     def _own_affinity(self, look: _Look) -> Scores:
         """Score preferred terms anew where the replicas placed so far are what they are about."""
-        terms = (*look.request.affinity, *look.request.anti_affinity)
-        total = sum(term.weight for term in terms if term.mode is Mode.PREFERRED)
+        total = sum(term.weight for term, _ in _preferred_of(look.request))
         scores = look.parts["affinity"]
         for term, wanted, before in look.own_preferred:
-            now = self.filters.near(term.scope, look.placed)[look.at] | before
+            now = self.filters.near(term.scope, look.placed).take(look.rows) | before
             gained = (now == wanted).astype(np.float32) - (before == wanted)
             scores = scores + gained * np.float32(100 * term.weight / total)
         return scores
@@ -334,19 +388,22 @@ class NodeSelector:
         # Nodes of no zone are no zone.
         per_zone[0] = 0
         half = (100 - 50 * per_zone / max(1, per_zone.max())).astype(np.float32)
-        scores: Scores = half[codes].take(index.cell[: index.places])
+        scores: Scores = half[codes].take(index.cell.take(look.rows))
         places, counts = np.unique(look.placed, return_counts=True)
-        scores[places] -= (50 * counts / counts.max()).astype(np.float32)
-        return scores[look.at]
+        # Rows ascend, and what was chosen is among them.
+        scores[np.searchsorted(look.rows, places)] -= (50 * counts / counts.max()).astype(np.float32)
+        return scores
 
     # the best
 
-    def _best(self, look: _Look, total: Scores, seed: int) -> int:
-        best = np.flatnonzero(total == total.max())
+    def _best(self, look: _Look, total: Scores, number: int) -> int:
+        """Find the best row; of several a hash of node, deployment and replica takes one."""
+        best = (total == total[total.argmax()]).nonzero()[0]
         if len(best) == 1:
             return int(best[0])
-        mixed = (self.index.tie[look.rows[best]] ^ np.uint64(seed & _WORD)) * _MIX
-        return int(best[mixed.argmin()])
+        digest = hashlib.blake2b(look.request.deployment_id.encode(), digest_size=8).digest()
+        seed = np.uint64((int.from_bytes(digest, "big") + number) & _WORD)
+        return int(best[((self.index.tie[look.rows[best]] ^ seed) * _MIX).argmin()])
 
     def _runners_up(self, look: _Look, total: Scores, best: int) -> list[tuple[str, float]]:
         """Name the best nodes that were not chosen, best first."""
@@ -374,6 +431,16 @@ class NodeSelector:
                 if count > 1 and 2 * share <= WHOLE_MILLI:
                     units[name] = _leave_most(units[name], row.units[name], row.used_units.get(name, {}), share)
         return units
+
+
+def _preferred_of(request: SelectionRequest) -> list[tuple[Term, bool]]:
+    """Give the preferred terms, each with whether nearness is what is preferred."""
+    return [
+        (term, wanted)
+        for terms, wanted in ((request.affinity, True), (request.anti_affinity, False))
+        for term in terms
+        if term.mode is Mode.PREFERRED
+    ]
 
 
 def _leave_most(units: dict[str, int], known: Sequence[str], used: Mapping[str, int], share: int) -> dict[str, int]:

@@ -6,7 +6,7 @@ Idempotent by allocation_id. Choosing nodes is the selector's business; the sums
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -289,12 +289,14 @@ def check_ttl(ttl_seconds: int | None, settings: Settings) -> None:
         raise InvalidInputError("ttl_seconds", f"expected at most {longest} (allocation.max_ttl_seconds)")
 
 
-def check_classes(connection: sa.Connection, ask: Ask, settings: Settings, known: set[str]) -> None:
+def check_classes(connection: sa.Connection, ask: Ask, settings: Settings, known: Collection[str]) -> None:
     """Refuse resource classes that neither the node types nor any node knows: a misspelt one would never fit.
 
     Errors: InvalidInputError.
     """
-    unknown = ask.classes - known - COMMON
+    if not ask.devices:
+        return
+    unknown = set(ask.classes.difference(known, COMMON))
     for definition in settings.node_types.values():
         unknown -= definition.resources.keys()
     if not unknown:

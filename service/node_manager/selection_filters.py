@@ -7,7 +7,7 @@ Pure but for reading the index.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,17 +26,43 @@ SPREAD = "spread"
 EXCLUDED = "excluded"
 NOT_LISTED = "not_listed"
 INSUFFICIENT = "insufficient_"
+# Whose replicas, and what term of theirs.
+_Repulsion = tuple[str, Term]
 
 
 @dataclass
-class Filtered:
+class Sieve:
+    """The nodes that are left so far; each of the others is counted once, by the first reason."""
+
+    alive: Mask
+    left: int
+    rejected: dict[str, int]
+
+    def keep(self, mask: Mask, reason: str) -> None:
+        """Leave only the nodes that *mask* marks."""
+        # Never in place: the index keeps masks, and the first one here is such a mask.
+        self.alive = self.alive & mask
+        left = int(np.count_nonzero(self.alive))
+        if left < self.left:
+            self.rejected[reason] = self.rejected.get(reason, 0) + self.left - left
+            self.left = left
+
+    def drop(self, places: Collection[int], reason: str) -> None:
+        """Leave out single places, which all differ."""
+        out = [place for place in places if self.alive[place]]
+        if out:
+            self.alive = self.alive.copy()
+            self.alive[out] = False
+            self.rejected[reason] = self.rejected.get(reason, 0) + len(out)
+            self.left -= len(out)
+
+
+@dataclass
+class Filtered(Sieve):
     """What is left for the first replica, and the rules that the others must keep to."""
 
-    # All filters hold but room; and with room.
+    # All filters hold but room.
     eligible: Mask
-    alive: Mask
-    # Each node is counted once, by the first reason.
-    rejected: dict[str, int]
     # Required terms about the replicas of the request itself.
     together: list[Term] = field(default_factory=list)
     apart: list[Term] = field(default_factory=list)
@@ -57,14 +83,16 @@ class Filters:
         """Filter all nodes for the first replica of a request."""
         index = self._index
         rejected = dict(index.blocked_counts())
-        found = Filtered(np.zeros(0, bool), np.zeros(0, bool), rejected)
-        alive = self._narrow_by_cells(request, found)
+        unblocked = index.unblocked()
+        found = Filtered(unblocked, len(index) - sum(rejected.values()), rejected, unblocked)
+        repelled = self._repelled_by(request)
+        self._narrow_by_cells(request, repelled, found)
         for reason, mask in self._node_masks(request.constraints, now):
-            alive = narrow(alive, mask, reason, rejected)
-        found.eligible = self._leave_out(request, alive, found)
-        found.alive = found.eligible
+            found.keep(mask, reason)
+        self._leave_out(request, repelled, found)
+        found.eligible = found.alive
         for name, mask in self.room(ask):
-            found.alive = narrow(found.alive, mask, f"{INSUFFICIENT}{name}", rejected)
+            found.keep(mask, f"{INSUFFICIENT}{name}")
         return found
 
     def room(self, ask: Ask) -> Iterable[tuple[str, Mask]]:
@@ -108,20 +136,18 @@ class Filters:
         index = self._index
         if scope is Scope.NODE:
             return index.mask_at(places)
-        return index.around(scope, index.cells_at(places)).take(index.cell[: index.places])
+        return index.around_places(scope, places).take(index.cell[: index.places])
 
     def cells_near(self, term: Term) -> Mask:
         """Mark the cells in a zone, site or region that has the term's target."""
         index = self._index
         if term.deployment_id is not None:
-            cells = index.cells_at(index.deployments.holders.get(term.deployment_id, ()))
-        elif term.deployment_labels is not None:
-            cells = index.cells_of_deployments(term.deployment_labels)
-        else:
-            cells = index.cells_of_labels(term.node_labels or {})
-        return index.around(term.scope, cells)
+            return index.around_places(term.scope, index.deployments.holders.get(term.deployment_id, ()))
+        if term.deployment_labels is not None:
+            return index.around(term.scope, index.cells_of_deployments(term.deployment_labels))
+        return index.around_labels(term.scope, term.node_labels or {})
 
-    def places_of(self, term: Term) -> Iterable[int]:
+    def places_of(self, term: Term) -> Collection[int]:
         """Give the nodes that have the term's target."""
         index = self._index
         if term.deployment_id is not None:
@@ -135,22 +161,22 @@ class Filters:
         fresh: Mask = self._index.last_contact[: self._index.places] >= now - self._stale_after
         return fresh
 
-    def _narrow_by_cells(self, request: SelectionRequest, found: Filtered) -> Mask:
+    def _narrow_by_cells(self, request: SelectionRequest, repelled: list[_Repulsion], found: Filtered) -> None:
         index, rejected = self._index, found.rejected
-        per_cell = index.unblocked_per_cell()
-        cells = np.ones(index.cell_count, bool)
-        left = int(per_cell.sum())
-        for reason, mask in self._cell_masks(request, found):
-            cells &= mask
+        per_cell, left = index.unblocked_per_cell(), found.left
+        cells: Mask | None = None
+        for reason, mask in self._cell_masks(request, repelled, found):
+            cells = mask if cells is None else cells & mask
             still = int(per_cell.dot(cells))
             if still < left:
                 rejected[reason] = rejected.get(reason, 0) + left - still
                 left = still
-        if left == len(index) - sum(rejected.values()) and cells.all():
-            return index.unblocked()
-        return index.unblocked() & cells.take(index.cell[: index.places])
+        if cells is not None and left < found.left:
+            found.alive, found.left = found.alive & cells.take(index.cell[: index.places]), left
 
-    def _cell_masks(self, request: SelectionRequest, found: Filtered) -> Iterable[tuple[str, Mask]]:
+    def _cell_masks(
+        self, request: SelectionRequest, repelled: list[_Repulsion], found: Filtered
+    ) -> Iterable[tuple[str, Mask]]:
         index, wanted = self._index, request.constraints
         for column, values in (
             ("node_type", wanted.node_types),
@@ -176,10 +202,10 @@ class Filters:
                 yield ANTI_AFFINITY, ~self.cells_near(term)
                 if request.is_own(term):
                     found.apart.append(term)
-        for deployment_id, term in self._repelled_by(request):
+        for deployment_id, term in repelled:
             if term.scope is not Scope.NODE:
                 holders = index.deployments.holders.get(deployment_id, ())
-                yield ANTI_AFFINITY, ~index.around(term.scope, index.cells_at(holders))
+                yield ANTI_AFFINITY, ~index.around_places(term.scope, holders)
 
     def _node_masks(self, wanted: Constraints, now: float) -> Iterable[tuple[str, Mask]]:
         index = self._index
@@ -194,56 +220,33 @@ class Filters:
             yield DISTANCE, chords <= chord_of(wanted.within.max_km)
         yield STALE, self._fresh(now)
 
-    def _leave_out(self, request: SelectionRequest, alive: Mask, found: Filtered) -> Mask:
+    def _leave_out(self, request: SelectionRequest, repelled: list[_Repulsion], found: Filtered) -> None:
         """Take out single nodes, and for a required nearness to some node all others."""
-        holders, rejected = self._index.deployments.holders, found.rejected
-        alive = drop(alive, self._known(request.constraints.exclude_node_ids), EXCLUDED, rejected)
+        found.drop(self._known(request.constraints.exclude_node_ids), EXCLUDED)
         for term in request.affinity:
             if term.mode is Mode.REQUIRED and term.scope is Scope.NODE:
                 places = list(self.places_of(term))
                 if request.is_own(term) and not places:
                     found.together.append(term)
                 else:
-                    alive = narrow(alive, self._index.mask_at(places), AFFINITY, rejected)
+                    found.keep(self._index.mask_at(places), AFFINITY)
         for term in request.anti_affinity:
             if term.mode is Mode.REQUIRED and term.scope is Scope.NODE:
-                alive = drop(alive, self.places_of(term), ANTI_AFFINITY, rejected)
+                found.drop(self.places_of(term), ANTI_AFFINITY)
                 if request.is_own(term):
                     found.apart.append(term)
-        for deployment_id, term in self._repelled_by(request):
+        for deployment_id, term in repelled:
             if term.scope is Scope.NODE:
-                alive = drop(alive, holders.get(deployment_id, ()), ANTI_AFFINITY, rejected)
-        return alive
+                found.drop(self._index.deployments.holders.get(deployment_id, ()), ANTI_AFFINITY)
 
-    def _known(self, node_ids: Iterable[str]) -> list[int]:
+    def _known(self, node_ids: Iterable[str]) -> set[int]:
         place_of = self._index.place_of
-        return [place_of[node_id] for node_id in node_ids if node_id in place_of]
+        return {place_of[node_id] for node_id in node_ids if node_id in place_of}
 
-    def _repelled_by(self, request: SelectionRequest) -> Iterable[tuple[str, Term]]:
+    def _repelled_by(self, request: SelectionRequest) -> list[_Repulsion]:
         """Find the terms of others that keep this deployment away from their replicas."""
-        for other in self._index.deployments.repellers_of(request.deployment_id, request.labels):
-            for values in other.repels:
-                term = Term.model_validate(values)
-                if request.is_own(term):
-                    yield other.deployment_id, term
-
-
-def narrow(alive: Mask, mask: Mask, reason: str, rejected: dict[str, int]) -> Mask:
-    """Take *mask* into *alive*, and count whom it costs."""
-    before = np.count_nonzero(alive)
-    alive = alive & mask
-    lost = int(before - np.count_nonzero(alive))
-    if lost:
-        rejected[reason] = rejected.get(reason, 0) + lost
-    return alive
-
-
-def drop(alive: Mask, places: Iterable[int], reason: str, rejected: dict[str, int]) -> Mask:
-    """Take single places out of *alive*, and count them."""
-    out = list(places)
-    lost = int(np.count_nonzero(alive[out])) if out else 0
-    if lost:
-        alive = alive.copy()
-        alive[out] = False
-        rejected[reason] = rejected.get(reason, 0) + lost
-    return alive
+        others = self._index.deployments.repellers_of(request.deployment_id, request.labels)
+        if not others:
+            return []
+        found = [(other.deployment_id, Term.model_validate(values)) for other in others for values in other.repels]
+        return [(deployment_id, term) for deployment_id, term in found if request.is_own(term)]

@@ -189,6 +189,11 @@ class SelectionRequest(Part):
         """Give the request as JSON has it, everything spelled out."""
         return self.model_dump(mode="json")
 
+    @cached_property
+    def json_text(self) -> str:
+        """Give the document as it is stored."""
+        return self.model_dump_json()
+
     def is_own(self, term: Term) -> bool:
         """Tell whether a term's target includes the replicas of this very deployment."""
         if term.deployment_id is not None:

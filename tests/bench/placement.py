@@ -53,7 +53,7 @@ request = function()
 end
 response = function(status, headers, body)
   if status ~= 201 and status ~= 200 then print("answered " .. status .. ": " .. body:sub(1, 300)) end
-  if batch > 1 and body:find('"placement": null') then print("not placed: " .. body:match('"problem": {.*'):sub(1, 300)) end
+  if batch > 1 and body:find('"placement": *null') then print("not placed: " .. body:match('"problem": *{.*'):sub(1, 300)) end
 end
 """
 FILL = """

@@ -137,9 +137,9 @@ def test_read_without_a_free_connection_gives_up_in_time(store_url: str) -> None
 
 def make_full(store: Store) -> None:
     """Leave SQLite no page to grow by."""
-    with store.read() as connection:
+    with store.write() as connection:
         pages = connection.scalar(sa.text("PRAGMA page_count"))
-        # As if the disk ended here; it holds for this connection, which the pool of one gives to all.
+        # As if the disk ended here; it holds for this connection, the one that writes.
         connection.execute(sa.text(f"PRAGMA max_page_count={pages}"))
 
 
@@ -158,7 +158,7 @@ def test_record_on_a_full_disk_takes_nothing_and_all_of_it_later(migrated_file: 
             log.record(batch)
 
         assert rows.everything() == before
-        with store.read() as connection:
+        with store.write() as connection:
             connection.execute(sa.text("PRAGMA max_page_count=1000000"))
         assert log.record(batch).recorded == 1
 

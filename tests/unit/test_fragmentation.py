@@ -118,6 +118,27 @@ def test_mix_keeps_the_frequent_among_many_rare() -> None:
     assert mix.classes[0][0] == frequent
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_mix_forgets_the_oldest_of_the_rarest(times: int) -> None:
+    mix = mix_of(cpu_only(number + 1) for number in range(KEPT_SHAPES) for _ in range(times + (number == 0)))
+
+    mix.observe(on_gpu(4000))
+
+    kept = [dict(amounts)["cpu_millicores"] for amounts, _, _ in mix.as_data()["counts"]]
+    assert [1, *range(3, KEPT_SHAPES + 1), 4000] == kept
+
+
+@given(st.lists(SHAPES, max_size=80))
+def test_mix_has_the_same_classes_however_often_it_is_asked(shapes: list[Ask]) -> None:
+    asked, found = RequestMix(), []
+    for shape in shapes:
+        asked.observe(shape)
+        found.append((asked.generation, asked.classes))
+
+    assert len({generation for generation, _ in found}) == len(set(found))
+    assert mix_of(shapes).classes == asked.classes
+
+
 def test_mix_counts_stay_below_their_bound() -> None:
     mix = mix_of(repeat(cpu_only(100), 5 * MOST_SEEN))
 

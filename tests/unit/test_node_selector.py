@@ -22,6 +22,7 @@ from fleet_rows_builder import (
     make_selector,
     select,
 )
+from node_manager import node_selector
 from node_manager.fleet_rows import write_row
 from node_manager.node_selector import WEIGHTS, Selection
 from node_manager.selection_request import SelectionRequest, Strategy
@@ -109,6 +110,18 @@ def test_select_decides_the_same_whatever_the_order_of_the_rows() -> None:
             wrong.append(seed)
 
     assert wrong == []
+
+
+def test_select_decides_the_same_from_whole_columns_and_from_gathered_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    for many in (0.0, 1.0):
+        monkeypatch.setattr(node_selector, "_MANY", many)
+        cases = (case(seed) for seed in range(30_000, 30_300))
+        selections = [select_in(fleet, request.model_copy(update={"explain": True})) for fleet, request in cases]
+        found.append([(each.choices, each.candidates, each.rejected) for each in selections])
+
+    assert found[0] == found[1]
 
 
 def test_select_that_fails_leaves_the_index_as_it_was() -> None:

@@ -31,7 +31,7 @@ def left(index: FleetIndex, **request: Any) -> tuple[list[str], dict[str, int]]:
     wanted = make_selection_request(**request)
     found = Filters(index, STALE_AFTER_SECONDS).apply(wanted, wanted.ask, NOW)
     names = [index.rows[place].node_id for place in np.flatnonzero(found.alive)]  # type: ignore[union-attr]
-    assert len(names) + sum(found.rejected.values()) == len(index)
+    assert len(names) == found.left == len(index) - sum(found.rejected.values())
     return sorted(names), found.rejected
 
 
@@ -60,6 +60,7 @@ CONSTRAINTS: dict[str, tuple[dict[str, Any], list[str], dict[str, int]]] = {
     "listed": ({"node_ids": ["n1", "n3", "unknown"]}, ["n1", "n3"], {"not_listed": 2}),
     "only unknown ones listed": ({"node_ids": ["unknown"]}, [], {"not_listed": 4}),
     "excluded": ({"exclude_node_ids": ["n1", "n2", "unknown"]}, ["n3", "n4"], {"excluded": 2}),
+    "excluded twice": ({"exclude_node_ids": ["n1", "n1"]}, ["n2", "n3", "n4"], {"excluded": 1}),
     "listed and excluded": (
         {"node_ids": ["n1", "n2"], "exclude_node_ids": ["n1"]},
         ["n2"],

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from node_manager.problems import ProblemError
 from node_manager.store import StoreUnavailableError
@@ -81,6 +82,7 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(StoreUnavailableError, _on_unavailable)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(ClientDisconnect, _on_gone)
     app.add_exception_handler(Exception, _on_bug)
 
 
@@ -113,6 +115,11 @@ async def _on_http(_request: Request, error: Exception) -> Response:
     code = _CODES.get(error.status_code, "http_error")
     headers = dict(error.headers) if error.headers else None
     return problem_response(error.status_code, code, str(error.detail), headers)
+
+
+async def _on_gone(_request: Request, _error: Exception) -> Response:
+    # Nobody reads it. As a bug it would be logged with all that stands on the stack, which takes a second each.
+    return problem_response(400, "client_gone", "the connection ended before the whole body was there")
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

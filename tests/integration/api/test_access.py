@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
 import stat
 import subprocess
 import sys
+import time
+from contextlib import closing
 
 import httpx
 import pytest
@@ -129,3 +132,22 @@ def test_no_token_is_stored_or_logged(service: RunningService) -> None:
 
     assert token.encode() not in stored
     assert token not in service.log
+
+
+def test_a_caller_who_hangs_up_is_no_bug(own_service: RunningService) -> None:
+    own_service.start()
+    head = (
+        f"POST /deployment/node-selection HTTP/1.1\r\nHost: manager\r\nAuthorization: Bearer {own_service.token}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    )
+
+    with socket.create_connection(("127.0.0.1", own_service.port), timeout=10) as connection:
+        connection.sendall(head.encode())
+
+    outcomes: list[tuple[int]] = []
+    deadline = time.monotonic() + 10
+    with closing(sqlite3.connect(own_service.home / "node-manager.db")) as database:
+        while not outcomes and time.monotonic() < deadline:
+            outcomes = database.execute("SELECT outcome FROM audit WHERE action LIKE '%node-selection'").fetchall()
+    assert outcomes == [(400,)]
+    assert "unexpected error" not in own_service.log
