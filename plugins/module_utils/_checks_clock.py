@@ -3,32 +3,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whether the node's clock is synchronised.
 
-Asks the kernel (adjtimex, reading only) and, where that is not permitted, timedatectl. Runs on nodes with Python 3.8.
+Asks the kernel through `_probe_clock` and, where that is not permitted, timedatectl. Runs on nodes with Python 3.8.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from typing import Callable, Optional
 
 from ._checks_host import parse_systemctl_show, run_command
 from ._checks_spec import ClockCheck, Finding
+from ._probe_clock import ClockReading, read_kernel_clock
 from ._words import CheckState
 
-# linux/timex.h, Linux 6.1: the kernel sets UNSYNC once an undisciplined clock may be 16 s off.
-STA_UNSYNC = 0x0040
-STA_NANO = 0x2000
-
-
-@dataclass(frozen=True)
-class ClockReading:
-    """What is known about the clock; the offset is unknown where only timedatectl answers."""
-
-    source: str
-    synchronised: bool
-    offset_seconds: Optional[float]
-    max_error_seconds: Optional[float]
+__all__ = ["ClockReading", "check_clock", "judge_clock", "read_kernel_clock"]
 
 
 def check_clock(
@@ -74,39 +61,3 @@ def judge_clock(check: ClockCheck, reading: ClockReading) -> Finding:
     return Finding(
         CheckState.PASSED, f"the clock is synchronised (says {reading.source}{known}{bound})", offset, "seconds"
     )
-
-
-def read_kernel_clock() -> ClockReading:
-    """Ask the kernel about its clock, changing nothing.
-
-    Units: offset in microseconds, or nanoseconds with STA_NANO; maxerror in microseconds.
-    Errors: OSError where adjtimex is refused (many containers) or missing.
-    Source: adjtimex(2); struct timex in linux/timex.h, whose C longs are 4 or 8 bytes as on the machine.
-    """
-    try:
-        import ctypes  # noqa: PLC0415  absent from some minimal Python builds, which may still run every other check
-    except ImportError as error:
-        raise OSError(38, "this Python has no ctypes") from error
-
-    class Timex(ctypes.Structure):
-        _fields_ = (
-            ("modes", ctypes.c_uint),
-            ("offset", ctypes.c_long),
-            ("freq", ctypes.c_long),
-            ("maxerror", ctypes.c_long),
-            ("esterror", ctypes.c_long),
-            ("status", ctypes.c_int),
-            # All that follows, with room to spare: 208 bytes are the whole structure on 64-bit machines.
-            ("rest", ctypes.c_byte * 256),
-        )
-
-    timex = Timex()
-    try:
-        adjtimex = ctypes.CDLL(None, use_errno=True).adjtimex
-    except AttributeError as error:
-        raise OSError(38, "this C library has no adjtimex") from error
-    if adjtimex(ctypes.byref(timex)) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    unit = 1e9 if timex.status & STA_NANO else 1e6
-    return ClockReading("the kernel", not timex.status & STA_UNSYNC, timex.offset / unit, timex.maxerror / 1e6)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from typing import Callable, Dict, List, Mapping, Optional, Tuple
 
-from ._bounds import JsonValue, clean
+from ._bounds import JsonValue, TooLargeError, clean
 from ._engine import Runtime, cannot_list_message, find_runtime, no_runtime_message, read_containers, read_usage
 from ._engine_parse import ContainerUsage
 from ._probe_facts import FactsReader
@@ -26,7 +26,9 @@ from ._probe_parse import (
     parse_meminfo,
     parse_mountinfo,
     parse_net_dev,
+    parse_oom_kills,
     parse_pressure,
+    parse_service_units,
     parse_speed,
     parse_temperature,
     parse_throttled,
@@ -42,11 +44,14 @@ from ._sample_parts import (
     MemoryReading,
     NetworkReading,
     Pressure,
+    TimeReading,
+    clock_part,
     cpu_part,
     filesystem_part,
     memory_part,
     network_part,
     reported_interfaces,
+    services_part,
 )
 
 SCHEMA = 1
@@ -60,6 +65,7 @@ _SPEED_MAX_AGE_SECONDS = 60.0
 _THROTTLED_MAX_AGE_SECONDS = 15.0
 _MAX_FILESYSTEMS = 64
 _MAX_SENSORS = 16
+_SHOW_SERVICES = ("systemctl", "show", "--no-pager", "--property=Id,ActiveState,NRestarts", "--", "*.service")
 _CPU_ZONES = ("cpu", "soc", "x86_pkg", "package", "bigcore", "tdie")
 _CPU_CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal")
 
@@ -68,11 +74,18 @@ JsonObject = Dict[str, JsonValue]
 
 
 def collect_facts(
-    reader: Reader, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, clock: Clock = time.monotonic
+    reader: Reader,
+    *,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    clock: Clock = time.monotonic,
+    runner: Optional[BoundedRunner] = None,
 ) -> JsonObject:
-    """Say what the node is; what could not be found out in *timeout_seconds* is null and named in ``errors``."""
+    """Say what the node is; what could not be found out in *timeout_seconds* is null and named in ``errors``.
+
+    A loop gives the same *runner* each time, so that a collector which still hangs is not started again.
+    """
     deadline = clock() + timeout_seconds
-    runner = BoundedRunner(clock)
+    runner = runner or BoundedRunner(clock)
     tasks = [Task(name, call, _COLLECTOR_LIMIT_SECONDS) for name, call in FactsReader(reader, deadline).collectors()]
     try:
         outcome = runner.run(tasks, deadline)
@@ -124,11 +137,22 @@ def collect_sample(
         sampler.close()
 
 
+def without_containers(sample: Mapping[str, object], reason: str) -> JsonObject:
+    """Leave the containers out of a sample that is too large with them.
+
+    Shapes: the part becomes null, which says that they are not known; an empty list would say that there are none.
+    """
+    errors = sample.get("errors")
+    left_out = {"collector": "containers", "message": "left out, the sample is too large with them: " + reason}
+    return _cleaned({**sample, "containers": None, "errors": [*(errors if isinstance(errors, list) else ()), left_out]})
+
+
 class Sampler:
     """Take samples in a loop; keeps the last counters, what never changes, and which collectors are stuck.
 
     *containers_interval_seconds* is how old the containers part may become: asking an engine about many containers
-    costs far more than all the rest of a sample.
+    costs far more than all the rest of a sample. *services_interval_seconds* is the same of the services part, which
+    takes a process; without it the part is null.
     """
 
     def __init__(
@@ -139,6 +163,7 @@ class Sampler:
         wall_clock: Clock = time.time,
         previous: Optional[Counters] = None,
         containers_interval_seconds: float = 0.0,
+        services_interval_seconds: Optional[float] = None,
     ) -> None:
         self._reader = reader
         self._clock = clock
@@ -158,6 +183,9 @@ class Sampler:
         self._containers_interval_seconds = containers_interval_seconds
         self._containers_at = float("-inf")
         self._containers: Optional[ContainersReading] = None
+        self._services_interval_seconds = services_interval_seconds
+        self._services_at = float("-inf")
+        self._services: Optional[Dict[str, object]] = None
 
     @property
     def previous(self) -> Optional[Counters]:
@@ -188,6 +216,7 @@ class Sampler:
                 self._task("io", lambda: self._read_pressure("io", with_full=True)),
                 self._task("network", self._read_network),
                 self._task("thermal", self._read_thermal),
+                self._task("services", self._read_services),
                 self._task("containers", lambda: self._read_containers(deadline)),
             ],
             deadline,
@@ -200,7 +229,7 @@ class Sampler:
 
     def _assemble(self, outcome: Outcome) -> JsonObject:
         values = outcome.values
-        uptime, memory = values.get(("clock", "")), values.get(("memory", ""))
+        at, memory = values.get(("clock", "")), values.get(("memory", ""))
         cpu, network = values.get(("cpu", "")), values.get(("network", ""))
         containers = values.get(("containers", ""))
         before = self._previous
@@ -209,24 +238,28 @@ class Sampler:
         root = ("filesystems", "")
         filesystems = [values[key] for key in sorted(values) if key[0] == "filesystems" and key != root]
         errors = outcome.errors + (containers.errors if isinstance(containers, ContainersReading) else [])
-        return _cleaned(
-            {
-                "schema": SCHEMA,
-                "boot_id": self._boot_id,
-                "uptime_seconds": uptime,
-                "clock_unix_seconds": round(self._wall_clock(), 3),
-                "interval_seconds": None if before is None else round(after.at_seconds - before.at_seconds, 3),
-                "cpu": cpu_part(cpu, before.cpu if before else None) if isinstance(cpu, CpuReading) else None,
-                "memory": memory_part(memory) if isinstance(memory, MemoryReading) else None,
-                "io": {"pressure": values.get(("io", ""))},
-                "filesystems": filesystems if root in values else None,
-                "network": network_part(network, before) if isinstance(network, NetworkReading) else None,
-                "containers": containers.part if isinstance(containers, ContainersReading) else None,
-                "thermal": values.get(("thermal", "")),
-                "root_read_only": values.get(root),
-                "errors": errors,
-            }
-        )
+        sample: Dict[str, object] = {
+            "schema": SCHEMA,
+            "boot_id": self._boot_id,
+            "uptime_seconds": at.uptime_seconds if isinstance(at, TimeReading) else None,
+            "clock_unix_seconds": round(self._wall_clock(), 3),
+            "clock": clock_part(at.clock) if isinstance(at, TimeReading) else None,
+            "interval_seconds": None if before is None else round(after.at_seconds - before.at_seconds, 3),
+            "cpu": cpu_part(cpu, before.cpu if before else None) if isinstance(cpu, CpuReading) else None,
+            "memory": memory_part(memory) if isinstance(memory, MemoryReading) else None,
+            "io": {"pressure": values.get(("io", ""))},
+            "filesystems": filesystems if root in values else None,
+            "network": network_part(network, before) if isinstance(network, NetworkReading) else None,
+            "containers": containers.part if isinstance(containers, ContainersReading) else None,
+            "thermal": values.get(("thermal", "")),
+            "services": values.get(("services", "")),
+            "root_read_only": values.get(root),
+            "errors": errors,
+        }
+        try:
+            return _cleaned(sample)
+        except TooLargeError as error:
+            return without_containers(sample, str(error))
 
     def _remember(self, cpu: object, network: object, usage: Mapping[str, ContainerUsage]) -> Counters:
         seen = network if isinstance(network, NetworkReading) else NetworkReading(self._clock(), {})
@@ -237,10 +270,10 @@ class Sampler:
     def _task(self, name: str, call: Callable[[], object], where: str = "") -> Task:
         return Task(name, call, _COLLECTOR_LIMIT_SECONDS, where)
 
-    def _read_clock(self) -> float:
+    def _read_clock(self) -> TimeReading:
         if self._boot_id is None:
             self._boot_id = self._reader.read_word("/proc/sys/kernel/random/boot_id")
-        return parse_uptime(self._reader.read_text("/proc/uptime"))
+        return TimeReading(parse_uptime(self._reader.read_text("/proc/uptime")), self._reader.clock())
 
     def _read_cpu(self) -> CpuReading:
         times = parse_cpu_times(self._reader.read_text("/proc/stat"))
@@ -250,7 +283,8 @@ class Sampler:
 
     def _read_memory(self) -> MemoryReading:
         memory = parse_meminfo(self._reader.read_text("/proc/meminfo"))
-        return MemoryReading(memory, self._read_pressure("memory", with_full=True))
+        oom_kills = parse_oom_kills(self._reader.read_optional("/proc/vmstat"))
+        return MemoryReading(memory, self._read_pressure("memory", with_full=True), oom_kills)
 
     def _read_pressure(self, resource: str, *, with_full: bool) -> Pressure:
         text = self._reader.read_optional("/proc/pressure/" + resource)
@@ -314,6 +348,18 @@ class Sampler:
         if now - self._throttled[0] >= _THROTTLED_MAX_AGE_SECONDS:
             self._throttled = (now, parse_throttled(self._reader.run(["vcgencmd", "get_throttled"], 1.0)))
         return self._throttled[1]
+
+    def _read_services(self) -> Optional[Dict[str, object]]:
+        if self._services_interval_seconds is None:
+            return None
+        now = self._clock()
+        if now - self._services_at >= self._services_interval_seconds:
+            # Before the question: one that fails is not asked again with every sample.
+            self._services_at, self._services = now, None
+            if self._reader.exists("/run/systemd/system"):
+                listing = self._reader.run(_SHOW_SERVICES, _COLLECTOR_LIMIT_SECONDS * 0.9)
+                self._services = services_part(parse_service_units(listing)) if listing is not None else None
+        return self._services
 
     def _read_containers_usage(self, deadline: float) -> Dict[str, ContainerUsage]:
         runtime = self._find_runtime(self._engine_deadline(deadline))

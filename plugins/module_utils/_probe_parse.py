@@ -69,6 +69,15 @@ class FilesystemSpace:
 
 
 @dataclass(frozen=True)
+class ServiceUnit:
+    """One systemd service; *restarts* counts those that systemd did by itself since somebody last started it."""
+
+    name: str
+    failed: bool
+    restarts: int
+
+
+@dataclass(frozen=True)
 class InterfaceCounters:
     """What one network interface counted since it came up."""
 
@@ -184,6 +193,19 @@ def parse_meminfo(text: str) -> Memory:
 _MEMINFO_NAMES = frozenset(
     ("MemTotal", "MemFree", "MemAvailable", "Buffers", "Cached", "SReclaimable", "Shmem", "SwapTotal", "SwapFree")
 )
+
+
+# oom_kill 2
+# numa_hit 8421377
+def parse_oom_kills(text: Optional[str]) -> Optional[int]:
+    """Read from /proc/vmstat how many processes the kernel has killed since boot because memory ran out.
+
+    Shapes: null where the kernel doesn't count them.
+    Source: Linux mm/oom_kill.c, Linux >= 4.13.
+    """
+    # The file has about 180 lines; splitting them all would cost as much as the rest of the memory part.
+    _before, found, after = (text or "").partition("\noom_kill ")
+    return parse_integer(after.partition("\n")[0]) if found else None
 
 
 # 93784.20 370123.55
@@ -372,6 +394,24 @@ _THROTTLED_BITS = (
     ("undervoltage_since_boot", 16),
     ("throttled_since_boot", 18),
 )
+
+
+# Id=ssh.service
+# NRestarts=0
+def parse_service_units(text: str) -> List[ServiceUnit]:
+    """Read what ``systemctl show --property=Id,ActiveState,NRestarts`` prints of many units.
+
+    Shapes: a block for each unit, parted by blank lines, its lines in any order; blocks without an id are skipped, and a
+        systemd before 235, which has no NRestarts, counts none.
+    Source: systemctl(1), org.freedesktop.systemd1(5).
+    """
+    units: List[ServiceUnit] = []
+    for block in text.split("\n\n"):
+        pairs = dict(line.partition("=")[::2] for line in block.splitlines())
+        if pairs.get("Id"):
+            failed = pairs.get("ActiveState") == "failed"
+            units.append(ServiceUnit(pairs["Id"], failed, parse_integer(pairs.get("NRestarts")) or 0))
+    return units
 
 
 def parse_integer(text: Optional[str]) -> Optional[int]:

@@ -15,6 +15,7 @@ import platform
 import subprocess
 from typing import Callable, List, Optional, Sequence
 
+from ._probe_clock import ClockReading, read_kernel_clock
 from ._probe_parse import FilesystemSpace, Mount, is_remote
 
 _CHUNK_BYTES = 65536
@@ -34,7 +35,7 @@ RunCommand = Callable[[Sequence[str], float], Optional[str]]
 class Reader:
     """Read files below *root*, so that a recorded directory can stand for a whole platform.
 
-    *statvfs*, *run*, *machine* and *python_version* answer what has no file; recordings bring their own.
+    *statvfs*, *run*, *read_clock*, *machine* and *python_version* answer what has no file; recordings bring their own.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class Reader:
         *,
         statvfs: Optional[Callable[[str], os.statvfs_result]] = None,
         run: Optional[RunCommand] = None,
+        read_clock: Optional[Callable[[], ClockReading]] = None,
         machine: Optional[str] = None,
         python_version: Optional[str] = None,
     ) -> None:
         self._prefix = root.rstrip("/")
         self._statvfs = statvfs
         self.run: RunCommand = run or run_command
+        self._read_clock = read_clock or read_kernel_clock
         self.machine = machine or os.uname().machine
         self.python_version = python_version or platform.python_version()
 
@@ -100,6 +103,14 @@ class Reader:
 
     def exists(self, path: str) -> bool:
         return os.path.exists(self._prefix + path)
+
+    def clock(self) -> Optional[ClockReading]:
+        """Ask the kernel about its clock; None where it doesn't tell."""
+        try:
+            return self._read_clock()
+        except OSError:
+            # Whatever it is, a container's filter or a missing library, it stays so.
+            return None
 
     def space(self, mount: Mount, limit_seconds: float) -> FilesystemSpace:
         """Ask how full a mounted filesystem is.

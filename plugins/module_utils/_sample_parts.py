@@ -9,12 +9,22 @@ Pure: imports the standard library only. Runs on nodes with Python 3.8. The shap
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Mapping, Optional, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ._engine_parse import ContainerUsage
-from ._probe_parse import CpuTimes, FilesystemSpace, InterfaceCounters, Memory, Mount, is_reported_interface
+from ._probe_clock import ClockReading
+from ._probe_parse import (
+    CpuTimes,
+    FilesystemSpace,
+    InterfaceCounters,
+    Memory,
+    Mount,
+    ServiceUnit,
+    is_reported_interface,
+)
 
 _MAX_INTERFACES = 64
+_MAX_SERVICES = 32
 
 Pressure = Optional[Dict[str, Optional[float]]]
 
@@ -30,6 +40,15 @@ class CpuReading:
 class MemoryReading:
     memory: Memory
     pressure: Pressure
+    oom_kills: Optional[int]
+
+
+@dataclass(frozen=True)
+class TimeReading:
+    """How long the node is up, and what the kernel says of its clock, if it says anything."""
+
+    uptime_seconds: float
+    clock: Optional[ClockReading]
 
 
 @dataclass(frozen=True)
@@ -108,7 +127,25 @@ def memory_part(reading: MemoryReading) -> Dict[str, object]:
         "swap_total_bytes": memory.swap_total_bytes,
         "swap_free_bytes": memory.swap_free_bytes,
         "swap_use_percent": round(100.0 * swap_used / memory.swap_total_bytes, 1) if memory.swap_total_bytes else 0.0,
+        "oom_kills": reading.oom_kills,
         "pressure": reading.pressure,
+    }
+
+
+def clock_part(reading: Optional[ClockReading]) -> Dict[str, object]:
+    """Say whether the clock is synchronised; null where the kernel may not be asked."""
+    return {
+        "synchronised": reading.synchronised if reading else None,
+        "estimated_error_seconds": reading.estimated_error_seconds if reading else None,
+    }
+
+
+def services_part(units: Sequence[ServiceUnit]) -> Dict[str, object]:
+    """Name the services that have failed and those that systemd had to restart, at most 32 of each, the worst first."""
+    restarting = sorted((unit for unit in units if unit.restarts > 0), key=lambda unit: (-unit.restarts, unit.name))
+    return {
+        "failed": sorted(unit.name for unit in units if unit.failed)[:_MAX_SERVICES],
+        "restarts": {unit.name: unit.restarts for unit in restarting[:_MAX_SERVICES]},
     }
 
 

@@ -36,7 +36,9 @@ from node_manager.parts import Parts
 from node_manager.placement_queue import PlacementQueue
 from node_manager.playbook_process import Runner
 from node_manager.quotas import Quotas
+from node_manager.recorder import Recorder
 from node_manager.resource_allocator import ResourceAllocator
+from node_manager.resource_monitor import ResourceMonitor
 from node_manager.scheduler import Scheduler
 from node_manager.selection_request import SelectionRequest
 from node_manager.settings import Settings, SettingsError, load_settings
@@ -73,11 +75,25 @@ def create_app(
     audit = AuditLog(store)
     allocator = ResourceAllocator(store, settings, clock)
     placer = DeploymentPlacer(store, settings, allocator, clock)
+    observations = ObservationLog(store, settings, clock)
+    recorder = Recorder(observations)
+    monitor = ResourceMonitor(store, settings, recorder, clock)
+    scheduler = Scheduler(
+        store,
+        settings,
+        queue,
+        clock,
+        instance_id,
+        chores=[allocator.expire],
+        hourly_chores=[placer.prune],
+        in_hand=monitor.in_hand,
+    )
     parts = Parts(
         settings=settings,
         store=store,
         registry=registry,
-        observations=ObservationLog(store, settings, clock),
+        observations=observations,
+        monitor=monitor,
         allocator=allocator,
         quotas=Quotas(store, settings, clock),
         placer=placer,
@@ -87,9 +103,6 @@ def create_app(
         jobs=queue,
         tokens=tokens,
         clock=clock,
-    )
-    scheduler = Scheduler(
-        store, settings, queue, clock, instance_id, chores=[allocator.expire], hourly_chores=[placer.prune]
     )
 
     @asynccontextmanager
@@ -102,7 +115,11 @@ def create_app(
         if on_started is not None:
             await run_in_threadpool(on_started, parts)
         await run_in_threadpool(scheduler.start)
+        recorder.start()
+        await run_in_threadpool(monitor.start, scheduler.leads)
         yield
+        await run_in_threadpool(monitor.stop)
+        await run_in_threadpool(recorder.stop)
         await run_in_threadpool(scheduler.stop)
         await run_in_threadpool(queue.stop)
         await run_in_threadpool(parts.placements.stop)

@@ -62,6 +62,7 @@ class Node:
     state: NodeState
     facts: dict[str, Any] | None = None
     facts_observed_at: datetime | None = None
+    facts_source: str | None = None
     host_keys: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -327,6 +328,7 @@ _NODE_QUERY = (
         *(column for column in tables.node_states.c if column.name != "node_id"),
         tables.node_facts.c.facts,
         tables.node_facts.c.observed_at.label("facts_observed_at"),
+        tables.node_facts.c.source.label("facts_source"),
     )
     .join(tables.node_states, tables.node_states.c.node_id == tables.nodes.c.node_id)
     .join(tables.node_facts, tables.node_facts.c.node_id == tables.nodes.c.node_id, isouter=True)
@@ -391,6 +393,7 @@ def _node_of_row(row: sa.Row[Any], host_keys: tuple[tuple[str, str], ...] = ()) 
         state=state_of_row(row),
         facts=row.facts,
         facts_observed_at=row.facts_observed_at,
+        facts_source=row.facts_source,
         host_keys=host_keys,
     )
 

@@ -40,13 +40,16 @@ class Limit(Part):
     warning: Edge | None = Field(None, description="From this value on the node is degraded but schedulable")
     critical: Edge | None = Field(None, description="From this value on the node is not schedulable")
     clear: Edge | None = Field(
-        None, description="Below this value it is over again; a tenth below the edge where left out"
+        None, description="Below this value it is over again; 10 % below the lowest edge where left out"
     )
 
     @model_validator(mode="after")
     def _ordered(self) -> Limit:
         if self.warning is not None and self.critical is not None and self.warning > self.critical:
             raise ValueError("expected warning <= critical")
+        lowest = self.critical if self.warning is None else self.warning
+        if self.clear is not None and lowest is not None and self.clear > lowest:
+            raise ValueError(f"expected clear <= {'critical' if self.warning is None else 'warning'}")
         return self
 
 
@@ -250,6 +253,9 @@ class NodeType(Part):
         )
     )
     thresholds: Thresholds = Field(default_factory=Thresholds, description="Limits that differ from config.json")
+    root_read_only: bool = Field(
+        False, description="The root filesystem is meant to be read-only, as on an image: no condition RootWritable"
+    )
     checks: list[Check] = Field(default_factory=list, description="Health checks run on each node of the type")
     contact_windows: list[ContactWindow] = Field(
         default_factory=list, description="When nodes that sleep on purpose are awake; empty: always"

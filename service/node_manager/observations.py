@@ -7,53 +7,60 @@ Never writes what was declared.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from node_manager import accounts, changes, events, host_keys
+from node_manager import accounts, changes, host_keys, observation_rows
+from node_manager.contact_windows import expected_at
 from node_manager.declarations import is_node_id, parse_host_key
-from node_manager.domain import Admin, ContactReason, ObservationKind, TooLargeError, clean, recognise
-from node_manager.health_checker import NodeState, after_failure, after_report, after_success
+from node_manager.domain import Admin, ContactReason, ObservationKind, clean, recognise
+from node_manager.events import EventType, NewEvent, emit_all
+from node_manager.health_checker import (
+    NodeState,
+    after_failure,
+    after_report,
+    after_success,
+    after_verdict,
+    in_maintenance,
+)
+from node_manager.node_conditions import Judgement, conditions_of_report, fold, limits_of
 from node_manager.node_registry import Clock, utc_now
-from node_manager.node_states import pressure_of_row, state_of_row, update_state
-from node_manager.overcommit import Pressure, after_sample
+from node_manager.observation_parsing import Content, UnusableError, parse
+from node_manager.observation_rows import Newest, NodeWork
+from node_manager.overcommit import after_sample
 from node_manager.samples import add_to_history
 from node_manager.settings import Settings
-from node_manager.shapes import Contact, Facts, Report, Sample
-from node_manager.store import Store, tables
+from node_manager.shapes import Contact, Facts, Report, Sample, Verdict
+from node_manager.store import Store
+from node_manager.store.documents import JsonText
 
 # A controller whose clock runs ahead must not keep later observations out.
 _FUTURE_TOLERANCE = timedelta(seconds=5)
 _SOURCE_CHARACTERS = 64
-_SHAPES: dict[ObservationKind, type[BaseModel]] = {
-    ObservationKind.FACTS: Facts,
-    ObservationKind.SAMPLE: Sample,
-    ObservationKind.REPORT: Report,
-    ObservationKind.CONTACT: Contact,
-}
-_NEWEST = {
-    ObservationKind.FACTS: (tables.node_facts, "facts"),
-    ObservationKind.SAMPLE: (tables.node_samples, "sample"),
-    ObservationKind.REPORT: (tables.node_reports, "report"),
-}
+# Only Ansible tells of a silence by a contact, and looks once in an interval: three that are missed, and time to start anew.
+_SILENT_INTERVALS = 3
+_SILENCE_FACTOR = 5
+# What the one who looked says about the attempt, not what the node said.
+_ABOUT_THE_ATTEMPT = frozenset((ObservationKind.CONTACT, ObservationKind.VERDICT))
+_NOT_THE_MANAGER = "kind: only the manager itself gives verdicts; hand in what was seen"
+_NOTHING_SEEN = Judgement({}, [], ())
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One thing seen on one node; data is as in docs/observations.md and not trusted."""
+    """One thing seen on one node; data is as in docs/observations.md, or that as JSON, and not trusted."""
 
     node_id: str
     observed_at: datetime
     source: str
     kind: ObservationKind
-    data: dict[str, Any]
+    data: dict[str, Any] | bytes
 
 
 @dataclass(frozen=True)
@@ -75,30 +82,30 @@ class Outcome:
     rejected: list[Rejection] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Parsed:
+    at: datetime
     index: int
-    observation: Observation
+    node_id: str
+    source: str
+    kind: ObservationKind
     content: BaseModel
+    document: JsonText
     # False for the contact that stands in for a rejected observation: that one is counted as rejected already.
-    counted: bool = True
+    counted: bool
 
 
 @dataclass
-class _NodeWork:
-    """One node's stored side while a batch is folded into it."""
+class _Batch:
+    """What a batch leads to beside the nodes' own rows."""
 
-    admin: Admin
     may_pin: bool
-    state: NodeState
-    pressure: Pressure
-    declared_type: str | None
-    recognised_type: str | None
-    capacity: dict[str, int]
-    newest: dict[ObservationKind, datetime]
-    changed: bool = False
-    writes: dict[ObservationKind, Observation] = field(default_factory=dict)
-    contents: dict[ObservationKind, BaseModel] = field(default_factory=dict)
+    now: datetime
+    events: list[NewEvent] = field(default_factory=list)
+    history: list[tuple[str, datetime, Sample]] = field(default_factory=list)
+    facts: dict[str, Facts] = field(default_factory=dict)
+    # The first keys that a node showed in the batch, and when.
+    keys: dict[str, tuple[list[str], datetime]] = field(default_factory=dict)
 
 
 class ObservationLog:
@@ -108,201 +115,185 @@ class ObservationLog:
         self._store = store
         self._settings = settings
         self._clock = clock
+        self._limits = settings.configuration.health
+        self._silence = timedelta(
+            seconds=max(
+                _SILENCE_FACTOR * self._limits.silence_before_unreachable_seconds,
+                _SILENT_INTERVALS * settings.configuration.monitoring.gather_interval_seconds,
+            )
+        )
+        self._condition_limits = {name: limits_of(settings, name) for name in (None, *settings.node_types)}
         self._rules = {
             name: definition.recognised_by.model_dump(exclude_none=True)
             for name, definition in settings.node_types.items()
             if definition.recognised_by is not None
         }
 
-    def record(self, batch: Sequence[Observation], *, may_pin: bool = True) -> Outcome:
+    def record(self, batch: Sequence[Observation], *, may_pin: bool = True, from_manager: bool = False) -> Outcome:
         """Take a batch in, whole: each observation is recorded, late or rejected with its reason.
 
         Shapes: without *may_pin* no host key is pinned from facts: an agent speaks for itself, not for other nodes' keys.
+            Verdicts are taken only *from_manager*.
         Errors: StoreUnavailableError; then nothing of the batch was taken.
         """
         outcome = Outcome()
         now = self._clock()
-        parsed = sorted(self._parse(batch, now, outcome), key=lambda item: item.observation.observed_at)
+        parsed = sorted(
+            self._parse(batch, now, outcome, from_manager=from_manager), key=lambda item: (item.at, item.index)
+        )
         if not parsed:
             return outcome
+        pins = may_pin and self._settings.configuration.ssh.host_key_policy == "first_use"
+        work = _Batch(pins, now)
         with self._store.write() as connection:
-            pins = may_pin and self._settings.configuration.ssh.host_key_policy == "first_use"
-            works = _load(connection, sorted({item.observation.node_id for item in parsed}), may_pin=pins)
-            history: list[tuple[str, datetime, Sample]] = []
+            works = observation_rows.load(
+                connection,
+                sorted({item.node_id for item in parsed}),
+                {item.kind for item in parsed},
+                now + _FUTURE_TOLERANCE,
+                self._limits,
+            )
             for item in parsed:
-                node_id = item.observation.node_id
-                work = works.get(node_id)
-                if work is None:
+                node = works.get(item.node_id)
+                if node is None:
                     if item.counted:
-                        outcome.rejected.append(_unknown_node(item.index, node_id))
+                        outcome.rejected.append(_unknown_node(item.index, item.node_id))
                     continue
-                taken = self._fold(connection, work, item)
+                taken = self._fold(work, node, item)
                 if item.counted:
                     outcome.recorded += taken
                     outcome.late += not taken
-                if taken and isinstance(item.content, Sample):
-                    history.append((node_id, item.observation.observed_at, item.content))
-            # In the order in which everybody holds accounts.
-            changed = sorted(node_id for node_id, work in works.items() if work.changed)
-            for node_id in changed:
-                self._write(connection, node_id, works[node_id])
-            changes.note(connection, changed)
-            add_to_history(connection, history)
+            observation_rows.write(connection, works)
+            self._write_facts(connection, work, works)
+            emit_all(connection, work.events)
+            changes.note(connection, [node_id for node_id, node in works.items() if node.changed])
+            add_to_history(connection, work.history)
         outcome.rejected.sort(key=lambda rejection: rejection.index)
         return outcome
 
-    def _parse(self, batch: Sequence[Observation], now: datetime, outcome: Outcome) -> Iterable[_Parsed]:
+    def _parse(
+        self, batch: Sequence[Observation], now: datetime, outcome: Outcome, *, from_manager: bool
+    ) -> Iterable[_Parsed]:
+        latest = now + _FUTURE_TOLERANCE
         for index, told in enumerate(batch):
             if not is_node_id(told.node_id):
                 outcome.rejected.append(_unknown_node(index, told.node_id))
                 continue
-            observation = replace(
-                told,
-                observed_at=min(told.observed_at, now + _FUTURE_TOLERANCE),
-                source=str(clean(told.source))[:_SOURCE_CHARACTERS],
-            )
+            if told.kind is ObservationKind.VERDICT and not from_manager:
+                outcome.rejected.append(Rejection(index, told.node_id, "unusable", _NOT_THE_MANAGER))
+                continue
+            at = min(told.observed_at, latest)
+            source = str(clean(told.source))[:_SOURCE_CHARACTERS]
             try:
-                content = _SHAPES[told.kind].model_validate(clean(told.data))
-            except (ValidationError, TooLargeError) as error:
-                message = _first_line(error)
-                outcome.rejected.append(Rejection(index, told.node_id, "unusable", message))
-                if told.kind is ObservationKind.CONTACT:
-                    # What the one who looked says about the attempt; the node has no part in it.
+                content, counted, kind = parse(told.kind, told.data), True, told.kind
+            except UnusableError as error:
+                outcome.rejected.append(Rejection(index, told.node_id, "unusable", str(error)))
+                if told.kind in _ABOUT_THE_ATTEMPT:
                     continue
                 # The node did answer, with something that can't be used: that is a condition of the node, not silence.
-                content = Contact(reached=False, reason=ContactReason.OUTPUT_UNUSABLE, message=message)
-                yield _Parsed(index, replace(observation, kind=ObservationKind.CONTACT), content, counted=False)
-            else:
-                yield _Parsed(index, observation, content)
+                found = Contact(reached=False, reason=ContactReason.OUTPUT_UNUSABLE, message=str(error))
+                content, counted, kind = Content(found, JsonText()), False, ObservationKind.CONTACT
+            yield _Parsed(at, index, told.node_id, source, kind, content.shape, content.document, counted)
 
-    def _fold(self, connection: sa.Connection, work: _NodeWork, item: _Parsed) -> bool:
+    def _fold(self, batch: _Batch, node: NodeWork, item: _Parsed) -> bool:
         """Fold one observation into the node's state; False if something newer is stored already."""
-        at, kind = item.observation.observed_at, item.observation.kind
-        stored_at = work.newest.get(kind)
-        if stored_at is not None and at <= stored_at:
+        # A verdict is about attempts, and late where a later one is known.
+        kind = ObservationKind.CONTACT if item.kind is ObservationKind.VERDICT else item.kind
+        stored_at = node.newest.get(kind)
+        if stored_at is not None and item.at <= stored_at:
             return False
-        work.newest[kind] = at
+        last_attempt_at = node.last_attempt_at
+        node.newest[kind] = item.at
         if kind is not ObservationKind.CONTACT:
-            work.changed = True
-            work.writes[kind] = item.observation
-            work.contents[kind] = item.content
+            node.changed = True
+            node.writes[kind] = Newest(item.at, item.source, item.document)
         if isinstance(item.content, Facts):
-            self._take_facts(connection, work, item.observation, item.content)
+            self._take_facts(batch, node, item, item.content)
         if isinstance(item.content, Sample):
+            batch.history.append((item.node_id, item.at, item.content))
             cpu = item.content.cpu
-            work.pressure = after_sample(
-                work.pressure,
+            node.pressure = after_sample(
+                node.pressure,
                 cpu.use_percent if cpu else None,
                 cpu.pressure.some_avg60_percent if cpu and cpu.pressure else None,
-                at,
+                item.at,
                 self._settings.configuration.allocation,
             )
-        last_attempt_at = work.state.last_attempt_at
         # Checks are judged even if another look came later: that one may have been no run of the checks.
-        if last_attempt_at is None or at >= last_attempt_at or isinstance(item.content, Report):
-            self._transit(connection, work, item)
+        if last_attempt_at is None or item.at >= last_attempt_at or isinstance(item.content, Report):
+            self._transit(batch, node, item)
         return True
 
-    def _take_facts(self, connection: sa.Connection, work: _NodeWork, observation: Observation, facts: Facts) -> None:
-        work.recognised_type = recognise(facts.model_dump(by_alias=True), self._rules)
-        if work.may_pin:
+    def _take_facts(self, batch: _Batch, node: NodeWork, item: _Parsed, facts: Facts) -> None:
+        batch.facts[item.node_id] = facts
+        node.recognised_type = recognise(facts.model_dump(by_alias=True), self._rules)
+        if batch.may_pin and item.node_id not in batch.keys:
             keys = list(_usable_keys(facts.ssh_host_keys))
-            host_keys.pin(connection, observation.node_id, keys, host_keys.FIRST_USE, observation.observed_at)
-            work.may_pin = not keys
+            if keys:
+                batch.keys[item.node_id] = (keys, item.at)
 
-    def _transit(self, connection: sa.Connection, work: _NodeWork, item: _Parsed) -> None:
-        before, at = work.state, item.observation.observed_at
-        after = self._judge(before, item.content, at)
-        if work.admin is Admin.MAINTENANCE:
-            # An operator works on it: what is seen is kept, no verdict follows from it.
-            after = replace(
-                after, health=before.health, health_since=before.health_since, health_cause=before.health_cause
-            )
-        work.changed = work.changed or after != before
-        work.state = after
+    def _transit(self, batch: _Batch, node: NodeWork, item: _Parsed) -> None:
+        seen = _NOTHING_SEEN
+        if isinstance(item.content, Sample):
+            limits = self._condition_limits.get(node.node_type) or self._condition_limits[None]
+            seen = fold(node.readings, item.content, limits, item.at)
+            node.readings = seen.memory
+            if node.settled and node.stays_settled(seen):
+                # Nine samples in ten: nothing but time went by.
+                node.answered_at = node.newest[ObservationKind.CONTACT] = item.at
+                return
+        before = node.state
+        after = self._judge(before, node.node_type, item.content, seen, item.at)
+        if after == before:
+            return
+        if node.admin is Admin.MAINTENANCE:
+            after = in_maintenance(before, after)
+        if after.last_attempt_at is not None:
+            node.newest[ObservationKind.CONTACT] = after.last_attempt_at
+        node.changed = True
+        node.state = after
         if after.health is not before.health:
-            events.emit(
-                connection,
-                events.EventType.HEALTH_CHANGED,
-                item.observation.node_id,
-                at,
-                {
-                    "from": before.health.value,
-                    "to": after.health.value,
-                    "cause": after.health_cause,
-                    "source": item.observation.source,
-                },
-            )
+            told = {
+                "from": before.health.value,
+                "to": after.health.value,
+                "cause": after.health_cause,
+                "source": item.source,
+            }
+            batch.events.append(NewEvent(EventType.HEALTH_CHANGED, item.node_id, item.at, told))
 
-    def _write(self, connection: sa.Connection, node_id: str, work: _NodeWork) -> None:
-        update_state(connection, node_id, work.state, work.recognised_type, work.pressure)
-        for kind, observation in work.writes.items():
-            table, document = _NEWEST[kind]
-            content = work.contents[kind].model_dump(mode="json", by_alias=True)
-            values = {"observed_at": observation.observed_at, "source": observation.source, document: content}
-            updated = connection.execute(table.update().where(table.c.node_id == node_id), values)
-            if updated.rowcount == 0:
-                connection.execute(table.insert(), {"node_id": node_id, **values})
-            if kind is ObservationKind.FACTS:
-                node_type = work.declared_type or work.recognised_type
-                accounts.fit(connection, node_id, node_type, work.capacity, content, self._settings)
-
-    def _judge(self, state: NodeState, content: BaseModel, at: datetime) -> NodeState:
+    def _judge(
+        self, state: NodeState, node_type: str | None, content: BaseModel, seen: Judgement, at: datetime
+    ) -> NodeState:
         if isinstance(content, Report):
-            return after_report(state, content, at)
+            return after_report(state, content, at, self._limits, conditions_of_report(content, at))
+        if isinstance(content, Verdict):
+            return after_verdict(state, content, at, self._limits)
         if isinstance(content, Contact) and not content.reached:
-            return after_failure(state, content, at, self._settings.configuration.health)
-        return after_success(state, at)
+            return after_failure(state, content, at, self._limits, self._silence, asleep=self._sleeps(node_type, at))
+        # Facts come with a sample, which counts.
+        good_samples = int(not isinstance(content, Facts))
+        return after_success(state, at, self._limits, seen.conditions, seen.unknown, good_samples)
 
+    def _sleeps(self, node_type: str | None, at: datetime) -> bool:
+        """Tell whether a node of the type may be silent then, as declared."""
+        definition = self._settings.node_types.get(node_type) if node_type is not None else None
+        if definition is None or not definition.contact_windows:
+            return False
+        utc = at.astimezone(UTC)
+        expected, _ = expected_at(definition.contact_windows, utc.hour * 3600 + utc.minute * 60 + utc.second)
+        return not expected
 
-def _lock(connection: sa.Connection, node_ids: Sequence[str]) -> None:
-    """Hold the nodes' rows in the registry's order: the node against a change of what is declared, then its state."""
-    for table, only_key in ((tables.nodes, True), (tables.node_states, False)):
-        query = sa.select(table.c.node_id).where(table.c.node_id.in_(node_ids)).order_by(table.c.node_id)
-        connection.execute(query.with_for_update(read=only_key, key_share=only_key)).all()
-
-
-def _load(connection: sa.Connection, node_ids: Sequence[str], *, may_pin: bool) -> dict[str, _NodeWork]:
-    # Before anything is read: what was read before the lock may have changed by the time it is given.
-    _lock(connection, node_ids)
-    query = (
-        sa.select(
-            tables.nodes.c.admin,
-            tables.nodes.c.connection,
-            tables.nodes.c.node_type,
-            tables.nodes.c.capacity,
-            tables.node_states,
-        )
-        .join(tables.nodes, tables.nodes.c.node_id == tables.node_states.c.node_id)
-        .where(tables.node_states.c.node_id.in_(node_ids))
-    )
-    keyed = set(
-        connection.scalars(
-            sa.select(tables.host_keys.c.node_id).where(tables.host_keys.c.node_id.in_(node_ids)).distinct()
-        )
-    )
-    newest: dict[str, dict[ObservationKind, datetime]] = defaultdict(dict)
-    for kind, (table, _) in _NEWEST.items():
-        for node_id, at in connection.execute(
-            sa.select(table.c.node_id, table.c.observed_at).where(table.c.node_id.in_(node_ids))
-        ):
-            newest[node_id][kind] = at
-    works = {}
-    for row in connection.execute(query):
-        state = state_of_row(row)
-        if state.last_attempt_at is not None:
-            newest[row.node_id][ObservationKind.CONTACT] = state.last_attempt_at
-        works[row.node_id] = _NodeWork(
-            admin=Admin(row.admin),
-            may_pin=may_pin and row.connection["kind"] != "local" and row.node_id not in keyed,
-            state=state,
-            pressure=pressure_of_row(row),
-            declared_type=row.node_type,
-            recognised_type=row.recognised_type,
-            capacity=row.capacity,
-            newest=newest[row.node_id],
-        )
-    return works
+    def _write_facts(self, connection: sa.Connection, batch: _Batch, works: dict[str, NodeWork]) -> None:
+        if not batch.facts:
+            return
+        declared = observation_rows.load_declared(connection, sorted(batch.facts))
+        for node_id, facts in sorted(batch.facts.items()):
+            row = declared[node_id]
+            if node_id in batch.keys and not row.keyed and row.connection["kind"] != "local":
+                keys, at = batch.keys[node_id]
+                host_keys.pin(connection, node_id, keys, host_keys.FIRST_USE, at)
+            content = facts.model_dump(mode="json", by_alias=True)
+            accounts.fit(connection, node_id, works[node_id].node_type, row.capacity, content, self._settings)
 
 
 def _usable_keys(texts: Iterable[str]) -> Iterable[str]:
@@ -314,10 +305,3 @@ def _usable_keys(texts: Iterable[str]) -> Iterable[str]:
 
 def _unknown_node(index: int, node_id: str) -> Rejection:
     return Rejection(index, node_id, "node_not_found", f"node {node_id[:253]!r} is not registered")
-
-
-def _first_line(error: ValidationError | TooLargeError) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False)[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"[:4000]
-    return str(error)[:4000]

@@ -14,6 +14,7 @@ from node_manager.observations import ObservationLog
 from node_manager.placement_queue import PlacementQueue
 from node_manager.quotas import Quotas
 from node_manager.resource_allocator import ResourceAllocator
+from node_manager.resource_monitor import ResourceMonitor
 from node_manager.settings import Settings
 from node_manager.store import Store
 from node_manager.traffic import Traffic
@@ -27,6 +28,7 @@ class Parts:
     store: Store
     registry: NodeRegistry
     observations: ObservationLog
+    monitor: ResourceMonitor
     allocator: ResourceAllocator
     quotas: Quotas
     placer: DeploymentPlacer

@@ -6,16 +6,17 @@ The summary and the applications are pure; reading takes a store.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from node_manager.shapes import Application, Sample
 from node_manager.store import Store, tables
+from node_manager.store.bulk import BulkInsert
 
 # Containers say which deployment they belong to with ours; compose's own label serves where ours is absent.
 DEPLOYMENT_LABEL = "iot-platform.deployment-id"
@@ -109,27 +110,13 @@ def applications_of(sample: Sample) -> list[Application]:
 
 def add_to_history(connection: sa.Connection, samples: Sequence[tuple[str, datetime, Sample]]) -> None:
     """Count samples (node_id, observed_at, sample) into their minutes."""
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = insert(tables.sample_history)
-    old, new = tables.sample_history.c, statement.excluded
-    key = {"node_id", "minute"}
-    larger = sa.func.max if connection.dialect.name == "sqlite" else sa.func.greatest
-    statement = statement.on_conflict_do_update(
-        index_elements=sorted(key),
-        set_={
-            column.name: (
-                # SQLite's max() of a null is null, PostgreSQL's greatest() passes over it.
-                larger(sa.func.coalesce(column, new[column.name]), sa.func.coalesce(new[column.name], column))
-                if column.name.endswith("_max")
-                else column + new[column.name]
-            )
-            for column in old
-            if column.name not in key
-        },
-    )
-    rows = [_history_row(node_id, at, summarise(sample)) for node_id, at, sample in samples]
-    if rows:
-        connection.execute(statement, rows)
+    minutes: dict[tuple[str, int], list[Any]] = {}
+    for node_id, at, sample in samples:
+        key, values = (node_id, int(at.timestamp() // 60)), _history_values(summarise(sample))
+        known = minutes.get(key)
+        # One row of a statement for each row of the table: PostgreSQL insists on it.
+        minutes[key] = values if known is None else [add(*pair) for add, *pair in zip(_ADD, known, values, strict=True)]
+    _COUNT(connection, [(*key, *values) for key, values in sorted(minutes.items())])
 
 
 def newest_sample(store: Store, node_id: str) -> Observed | None:
@@ -175,23 +162,51 @@ def _total(sample: Sample, rate: str) -> float | None:
     return sum(known) if known else None
 
 
-def _history_row(node_id: str, at: datetime, use: Utilization) -> dict[str, Any]:
-    return {
-        "node_id": node_id,
-        "minute": int(at.timestamp() // 60),
-        "samples": 1,
-        **_counted("cpu_percent", use.cpu_percent),
-        "cpu_percent_max": use.cpu_percent,
-        **_counted("memory_percent", use.memory_percent),
-        "memory_percent_max": use.memory_percent,
-        "disk_percent_max": use.disk_percent,
-        **_counted("received_bytes_per_second", use.received_bytes_per_second),
-        **_counted("transmitted_bytes_per_second", use.transmitted_bytes_per_second),
-    }
+def _history_values(use: Utilization) -> list[Any]:
+    """Give the values of a sample in the order of the columns."""
+    return [
+        1,
+        *_counted(use.cpu_percent),
+        use.cpu_percent,
+        *_counted(use.memory_percent),
+        use.memory_percent,
+        use.disk_percent,
+        *_counted(use.received_bytes_per_second),
+        *_counted(use.transmitted_bytes_per_second),
+    ]
 
 
-def _counted(metric: str, value: float | None) -> dict[str, float]:
-    return {f"{metric}_count": int(value is not None), f"{metric}_sum": value or 0.0}
+def _counted(value: float | None) -> tuple[int, float]:
+    return (0, 0.0) if value is None else (1, value)
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    return other if one is None else one if other is None else max(one, other)
+
+
+_KEY = ("node_id", "minute")
+_COUNTED = [column.name for column in tables.sample_history.c if column.name not in _KEY]
+_ADD: list[Callable[[Any, Any], Any]] = [_larger if name.endswith("_max") else operator.add for name in _COUNTED]
+
+
+def _count_into(larger: str) -> str:
+    table = tables.sample_history.name
+    # SQLite's max() of a null is null, PostgreSQL's greatest() passes over it.
+    counted = (
+        f"{name} = {larger}(coalesce({table}.{name}, excluded.{name}), coalesce(excluded.{name}, {table}.{name}))"
+        if name.endswith("_max")
+        else f"{name} = {table}.{name} + excluded.{name}"
+        for name in _COUNTED
+    )
+    return f"ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET {', '.join(counted)}"
+
+
+_COUNT = BulkInsert(
+    tables.sample_history,
+    *_KEY,
+    *_COUNTED,
+    conflict={"sqlite": _count_into("max"), "postgresql": _count_into("greatest")},
+)
 
 
 def _minute_of_row(row: sa.Row[Any]) -> Minute:

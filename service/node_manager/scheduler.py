@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 
@@ -30,6 +31,8 @@ NODES_PER_JOB = 200
 _RENEW_SECONDS = 5.0
 _TICK_SECONDS = 1.0
 _PRUNE_SECONDS = 3600.0
+# Between two looks at a node that is back, or silent for long.
+_RETURN_SECONDS = 10.0
 _REQUESTED_BY = "schedule"
 # A check reads the resources too, and a registration does both: a node that waits for the larger needs no smaller one.
 _COVERED_BY = {
@@ -50,6 +53,7 @@ class Scheduler:
         instance_id: str = "manager",
         chores: Sequence[Callable[[], object]] = (),
         hourly_chores: Sequence[Callable[[], object]] = (),
+        in_hand: Callable[[], Collection[str]] = frozenset,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -58,11 +62,14 @@ class Scheduler:
         # What the parts want done every round (a second), and every hour, by one manager.
         self._chores = chores
         self._hourly_chores = hourly_chores
+        # The nodes that are looked at without jobs.
+        self._in_hand = in_hand
         self._instance_id = instance_id
         self._log = structlog.get_logger().bind(instance_id=instance_id)
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        self._leads_until: datetime | None = None
+        # Of the monotonic clock: a wall clock that is set must not cost the lead.
+        self._leads_until: float | None = None
         self._renew_at: datetime | None = None
         self._pruned_at: datetime | None = None
         self._scanned_at: datetime | None = None
@@ -86,6 +93,10 @@ class Scheduler:
         except StoreUnavailableError as error:
             self._log.warning("the lead was not given back", reason=str(error))
         self._leads_until = None
+
+    def leads(self) -> bool:
+        """Tell whether this manager does the periodic work now."""
+        return self._leads_until is not None and time.monotonic() < self._leads_until
 
     def round(self) -> bool:
         """Do what is due now; False if another manager leads.
@@ -130,38 +141,47 @@ class Scheduler:
 
     def _lead(self, now: datetime) -> bool:
         if _is_due(self._renew_at, now, 0.0):
+            begun = time.monotonic()
             with self._store.write() as connection:
                 leads = leases.acquire(connection, LEASE, self._instance_id, now, LEASE_SECONDS)
             if leads != (self._leads_until is not None):
                 self._log.info("this manager leads the periodic work" if leads else "another manager leads")
-            self._leads_until = now + timedelta(seconds=LEASE_SECONDS) if leads else None
+            self._leads_until = begun + LEASE_SECONDS if leads else None
             self._renew_at = now + timedelta(seconds=_RENEW_SECONDS)
-        return self._leads_until is not None and now < self._leads_until
+        return self.leads()
 
     def _follow_up(self, now: datetime) -> set[str]:
         """Check the nodes that may be lost, and those that are back, without waiting for their turn."""
-        pause = self._settings.configuration.health.reprobe_seconds
+        health = self._settings.configuration.health
         states, reports = tables.node_states.c, tables.node_reports.c
+        lately = states.failures < health.failures_before_unreachable
         suspect = states.health == Health.SUSPECT.value
-        back = sa.and_(
+        unchecked = sa.and_(
             states.health == Health.UNKNOWN.value,
             states.last_contact_at.is_not(None),
             sa.or_(reports.observed_at.is_(None), reports.observed_at < states.health_since),
         )
+        # What has failed often enough waits for time alone; what is back must answer for a while.
+        lingering = sa.or_(sa.and_(suspect, sa.not_(lately)), states.health == Health.RECOVERING.value)
+        soon = self._follow(sa.or_(sa.and_(suspect, lately), unchecked), "follow-up", health.reprobe_seconds, now)
+        return soon | self._follow(lingering, "return", max(_RETURN_SECONDS, health.reprobe_seconds), now)
+
+    def _follow(self, which: sa.ColumnElement[bool], why: str, pause: float, now: datetime) -> set[str]:
+        states = tables.node_states.c
         query = (
             sa.select(states.node_id)
             .join(tables.nodes, tables.nodes.c.node_id == states.node_id)
-            .join(tables.node_reports, reports.node_id == states.node_id, isouter=True)
+            .join(tables.node_reports, tables.node_reports.c.node_id == states.node_id, isouter=True)
             .where(
-                sa.or_(suspect, back),
+                which,
                 states.last_attempt_at <= now - timedelta(seconds=pause),
                 tables.nodes.c.admin != Admin.OFFLINE.value,
             )
         )
         with self._store.read() as connection:
             found = set(connection.scalars(query))
-        self._forget_tries("follow-up", found)
-        return self._submit(JobAction.CHECK, "follow-up", found, pause, now)
+        self._forget_tries(why, found)
+        return self._submit(JobAction.CHECK, why, found, pause, now)
 
     def _look(self, action: JobAction, seconds: float, now: datetime, but: Collection[str]) -> set[str]:
         """Submit jobs for the nodes whose newest observation is older than the interval."""
@@ -182,7 +202,8 @@ class Scheduler:
     def _submit(self, action: JobAction, why: str, found: set[str], seconds: float, now: datetime) -> set[str]:
         """Submit jobs for those nodes that were not tried lately and that no job is on its way to; give these nodes."""
         tried = self._tried.setdefault(why, {})
-        due = {node_id for node_id in found if _is_due(tried.get(node_id), now, seconds)}
+        in_hand = self._in_hand()
+        due = {node_id for node_id in found if node_id not in in_hand and _is_due(tried.get(node_id), now, seconds)}
         if due:
             due -= self._queue.active_nodes(*_COVERED_BY[action])
         for chunk in _chunks(sorted(due)):

@@ -16,6 +16,7 @@ from node_manager.domain import CheckState, ContactReason, Evidence, Liveness, S
 Text = Annotated[str, Field(max_length=4096)]
 Name = Annotated[str, Field(max_length=255)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Integer = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
@@ -132,7 +133,22 @@ class MemorySample(Shape):
     swap_total_bytes: Count | None
     swap_free_bytes: Count | None
     swap_use_percent: Percent | None
+    oom_kills: Count | None = None
     pressure: Pressure | None
+
+
+class ClockSample(Shape):
+    """What the kernel says of its clock."""
+
+    synchronised: bool | None
+    estimated_error_seconds: Number | None
+
+
+class ServicesSample(Shape):
+    """Services that have failed or had to be restarted."""
+
+    failed: Annotated[list[Name], Field(max_length=1024)]
+    restarts: Annotated[dict[Name, Count], Field(max_length=1024)]
 
 
 class IoSample(Shape):
@@ -180,7 +196,7 @@ class ContainerSample(Shape):
     health: Name | None
     restarts: Count | None
     started_at: Name | None
-    exit_code: int | None
+    exit_code: Integer | None
     labels: Annotated[dict[Text, Text], Field(max_length=256)]
     cpu_percent: Number | None
     memory_bytes: Count | None
@@ -221,6 +237,7 @@ class Sample(Shape):
     boot_id: Name | None
     uptime_seconds: Number | None
     clock_unix_seconds: Number | None
+    clock: ClockSample | None = None
     interval_seconds: Number | None
     cpu: CpuSample | None
     memory: MemorySample | None
@@ -229,6 +246,7 @@ class Sample(Shape):
     network: Annotated[list[InterfaceSample], Field(max_length=1024)] | None
     containers: ContainersSample | None
     thermal: ThermalSample | None
+    services: ServicesSample | None = None
     root_read_only: bool | None
     errors: Annotated[list[CollectorError], Field(max_length=64)]
 
@@ -285,6 +303,7 @@ class ConditionShape(Shape):
     reason: Name
     message: Text
     since: AwareDatetime
+    severity: Severity
 
 
 class Verdict(Shape):

@@ -73,7 +73,8 @@ class Traffic:
             previous = connection.scalar(
                 sa.select(tables.deployments.c.weights).where(tables.deployments.c.deployment_id == deployment_id)
             )
-        stale_before = self._clock() - timedelta(seconds=self._settings.configuration.monitoring.stale_after_seconds)
+        now = self._clock()
+        stale_before = now - timedelta(seconds=self._settings.configuration.monitoring.stale_after_seconds)
         weights = distribute(
             [
                 Target(
@@ -86,6 +87,7 @@ class Traffic:
                     cpu_percent=row.cpu_percent,
                     memory_percent=row.memory_percent,
                     cpu_pressure_percent=row.cpu_pressure_percent,
+                    probation=row.probation_until is not None and now < row.probation_until,
                 )
                 for row in rows
             ],
@@ -136,6 +138,7 @@ _TARGETS = (
         tables.nodes.c.admin,
         tables.node_states.c.health,
         tables.node_states.c.last_contact_at,
+        tables.node_states.c.probation_until,
         _samples.sample[("cpu", "use_percent")].as_float().label("cpu_percent"),
         _samples.sample[("memory", "use_percent")].as_float().label("memory_percent"),
         _samples.sample[("cpu", "pressure", "some_avg60_percent")].as_float().label("cpu_pressure_percent"),

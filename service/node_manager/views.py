@@ -6,17 +6,18 @@ Pure: domain objects in, plain data out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from node_manager.capacity import Account, capacity_of
-from node_manager.health_checker import NodeState
+from node_manager.health_checker import NodeState, penalty_at
 from node_manager.ledger import Allocation
 from node_manager.node_registry import Node
-from node_manager.samples import Minute, Observed, applications_of, summarise
+from node_manager.node_states import Transition
 from node_manager.resources import as_data
+from node_manager.samples import Minute, Observed, applications_of, summarise
 from node_manager.settings import Settings
 from node_manager.shapes import Sample
 
@@ -68,13 +69,20 @@ def render_node_detail(node: Node, sample: Observed | None, settings: Settings, 
         "conditions": render_conditions(node.state),
         "facts": node.facts,
         "facts_observed_at": render_time(node.facts_observed_at),
+        "facts_source": node.facts_source,
+        "facts_age_seconds": _age_of(node.facts_observed_at, now),
+        "applications_observed_at": None if sample is None else render_time(sample.observed_at),
+        "applications_source": None if sample is None else sample.source,
+        "applications_age_seconds": None if sample is None else _age_seconds(sample, now),
         "applications": [] if parsed is None else [item.model_dump() for item in applications_of(parsed)],
         "host_keys": [{"public_key": key, "origin": origin} for key, origin in node.host_keys],
     }
 
 
-def render_health(node: Node, report: Observed | None, settings: Settings, now: datetime) -> dict[str, Any]:
-    """Show the verdict on a node, why it stands, and the checks behind it."""
+def render_health(
+    node: Node, report: Observed | None, settings: Settings, now: datetime, transitions: Sequence[Transition] = ()
+) -> dict[str, Any]:
+    """Show the verdict on a node, why it stands, how it came about, and the checks behind it."""
     return {
         "node_id": node.node_id,
         "admin": node.admin.value,
@@ -87,7 +95,21 @@ def render_health(node: Node, report: Observed | None, settings: Settings, now: 
         "failures": node.state.failures,
         "last_contact_at": render_time(node.state.last_contact_at),
         "last_attempt_at": render_time(node.state.last_attempt_at),
+        "evidence": None if node.state.evidence is None else node.state.evidence.value,
+        "frozen_until": render_time(node.state.frozen_until),
+        "probation_until": render_time(node.state.probation_until),
+        "flap_penalty": round(penalty_at(node.state, now, settings.configuration.health), 1),
         "conditions": render_conditions(node.state),
+        "transitions": [
+            {
+                "from": transition.before,
+                "to": transition.after,
+                "cause": transition.cause,
+                "source": transition.source,
+                "at": render_time(transition.at),
+            }
+            for transition in transitions
+        ],
         "report": None if report is None else report.data,
         "observed_at": None if report is None else render_time(report.observed_at),
         "source": None if report is None else report.source,
@@ -235,6 +257,7 @@ def render_conditions(state: NodeState) -> list[dict[str, Any]]:
             "reason": condition.reason,
             "message": condition.message,
             "since": render_time(condition.since),
+            "severity": condition.severity.value,
         }
         for condition in state.conditions
     ]
@@ -253,3 +276,7 @@ def _type_source(node: Node) -> str | None:
 
 def _age_seconds(observed: Observed, now: datetime) -> float:
     return max(0.0, (now - observed.observed_at).total_seconds())
+
+
+def _age_of(at: datetime | None, now: datetime) -> float | None:
+    return None if at is None else max(0.0, (now - at).total_seconds())

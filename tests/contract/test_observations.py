@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from datetime import datetime, timedelta
@@ -21,17 +22,20 @@ from builders import (
     make_host_key,
     make_report,
     make_sample,
+    make_settings,
     observe,
     seconds,
 )
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from node_manager.domain import Admin, ConditionType, ContactReason, Health
+from node_manager.domain import Admin, ConditionType, ContactReason, Evidence, Health, Severity
 from node_manager.events import EventType
+from node_manager.health_checker import Return
 from node_manager.node_registry import NodeRegistry
 from node_manager.observations import Observation, ObservationLog, Outcome
 from node_manager.samples import history, newest_report, newest_sample, prune
+from node_manager.shapes import Sample
 from node_manager.store import Store, tables
 from stored import Rows
 
@@ -69,7 +73,8 @@ def test_record_keeps_the_newest_of_each_kind(registry: NodeRegistry, log: Obser
     assert counts(outcome) == (3, 0, [])
     assert registry.get("gw-7").facts == make_facts()
     assert sample is not None
-    assert (sample.data, sample.observed_at, sample.source) == (make_sample(42.0), START + seconds(1), "ansible")
+    assert Sample.model_validate(sample.data) == Sample.model_validate(make_sample(42.0))
+    assert (sample.observed_at, sample.source) == (START + seconds(1), "ansible")
     assert report is not None
     assert report.data == make_report()
 
@@ -560,6 +565,236 @@ def test_record_of_something_from_the_future_does_not_shut_out_what_follows(
     assert counts(outcome) == (1, 0, [])
     assert sample is not None
     assert sample.data["cpu"]["use_percent"] == 2.0
+
+
+# what the manager concludes
+
+
+def conclude(log: ObservationLog, at: datetime, liveness: str, **more: Any) -> Outcome:
+    """Hand in what the manager concludes."""
+    verdict = {"liveness": liveness, "reason": "TimedOut", "message": "two beats missed", **more}
+    return log.record([observe("verdict", verdict, at, source="stream")], from_manager=True)
+
+
+def test_record_takes_verdicts_from_the_manager_only(log: ObservationLog, rows: Rows) -> None:
+    log.record([observe("report", make_report())])
+    before = rows.everything()
+    verdict = {"liveness": "unreachable", "reason": "TimedOut", "message": ""}
+
+    outcome = log.record([observe("verdict", verdict, START + seconds(1))])
+
+    assert counts(outcome) == (0, 0, [(0, "unusable")])
+    assert rows.everything() == before
+
+
+def test_record_of_a_verdict_is_stored_with_its_evidence_and_told(
+    registry: NodeRegistry, log: ObservationLog, rows: Rows
+) -> None:
+    log.record([observe("report", make_report())])
+
+    outcome = conclude(log, START + seconds(20), "unreachable", evidence="site_dark", frozen_seconds=60)
+
+    state = registry.get("gw-7").state
+    assert counts(outcome) == (1, 0, [])
+    assert (state.health, state.evidence, state.frozen_until, state.flap_penalty, state.returning) == (
+        Health.UNREACHABLE,
+        Evidence.SITE_DARK,
+        START + seconds(80),
+        1000,
+        Return(),
+    )
+    assert rows.events(EventType.HEALTH_CHANGED)[-1]["data"] == {
+        "from": "healthy",
+        "to": "unreachable",
+        "cause": "TimedOut: two beats missed",
+        "source": "stream",
+    }
+
+
+def test_record_of_a_verdict_that_a_sample_has_overtaken_is_late(registry: NodeRegistry, log: ObservationLog) -> None:
+    log.record([observe("report", make_report()), observe("sample", make_sample(), START + seconds(30))])
+
+    outcome = conclude(log, START + seconds(29), "suspect")
+
+    assert counts(outcome) == (0, 1, [])
+    assert registry.get("gw-7").state.health is Health.HEALTHY
+
+
+def test_record_remembers_how_far_a_node_is_on_its_way_back(
+    registry: NodeRegistry, log: ObservationLog, rows: Rows
+) -> None:
+    log.record([observe("report", make_report())])
+    conclude(log, START + seconds(20), "unreachable")
+
+    for kind, offset in [("sample", 60), ("report", 61), ("sample", 75), ("sample", 90)]:
+        data = make_sample() if kind == "sample" else make_report()
+        log.record([observe(kind, data, START + seconds(offset))])
+
+    state = registry.get("gw-7").state
+    assert [row["data"]["to"] for row in rows.events(EventType.HEALTH_CHANGED)] == [
+        "healthy", "unreachable", "recovering", "healthy",
+    ]  # fmt: skip
+    assert (state.returning, state.probation_until) == (None, START + seconds(210))
+
+
+def test_record_in_maintenance_takes_a_verdict_for_no_loss(registry: NodeRegistry, log: ObservationLog) -> None:
+    log.record([observe("report", make_report())])
+    registry.set_admin("gw-7", Admin.MAINTENANCE, "fan")
+
+    conclude(log, START + seconds(20), "unreachable")
+
+    state = registry.get("gw-7").state
+    assert (state.health, state.flap_penalty) == (Health.HEALTHY, 0)
+
+
+@pytest.mark.parametrize(("hour", "health"), [(6, Health.UNKNOWN), (18, Health.SUSPECT)], ids=["outside", "within"])
+def test_record_of_a_silence_outside_the_contact_windows_is_no_failure(
+    store: Store, registry: NodeRegistry, hour: int, health: Health
+) -> None:
+    windows = [{"start": "17:00", "end": "19:00"}]
+    settings = make_settings(sleeper={"contact_windows": windows})
+    NodeRegistry(store, settings, FakeClock()).register(make_declaration("s1", node_type="sleeper"))
+    log = ObservationLog(store, settings, FakeClock(START + timedelta(days=2)))
+    log.record([observe("report", make_report(), START, "s1")])
+
+    log.record([observe("contact", make_contact(), START.replace(hour=hour) + timedelta(days=1), "s1")])
+
+    assert registry.get("s1").state.health is health
+
+
+def test_record_takes_samples_for_thresholds_and_not_the_checks_of_a_report(
+    store: Store, registry: NodeRegistry, clock: FakeClock
+) -> None:
+    settings = make_settings({"thresholds": {"cpu_percent": {"warning": 80, "critical": 95}}})
+    log = ObservationLog(store, settings, clock)
+    passed = make_report()
+    threshold = {**passed["checks"][0], "name": "cpu_percent", "kind": "threshold", "state": "failed"}
+    log.record([observe("report", {**passed, "checks": [*passed["checks"], threshold]})])
+    seen = [registry.get("gw-7").state.health]
+
+    for number in range(3):
+        log.record([observe("sample", make_sample(99.0), START + seconds(15 * (number + 1)))])
+        seen.append(registry.get("gw-7").state.health)
+
+    state = registry.get("gw-7").state
+    condition = state.condition(ConditionType.CPU_SUFFICIENT)
+    assert seen == [Health.HEALTHY, Health.HEALTHY, Health.HEALTHY, Health.DEGRADED]
+    assert condition is not None
+    assert (condition.status, condition.severity) == (False, Severity.CRITICAL)
+    assert not state.quarantined
+    assert not registry.get("gw-7").schedulable(START + seconds(46), seconds(180))
+
+
+# a clock that was set
+
+
+def test_record_goes_on_after_the_clock_was_set_back_by_a_day(
+    registry: NodeRegistry, log: ObservationLog, store: Store, clock: FakeClock
+) -> None:
+    clock.advance(86_400)
+    ahead = clock.now
+    log.record([observe("report", make_report(), ahead), observe("sample", make_sample(1.0), ahead)])
+    clock.advance(-86_400)
+
+    outcome = log.record([observe("sample", make_sample(2.0), clock.now)])
+
+    sample = newest_sample(store, "gw-7")
+    assert counts(outcome) == (1, 0, [])
+    assert sample is not None
+    assert sample.data["cpu"]["use_percent"] == 2.0
+    assert registry.get("gw-7").state.last_contact_at == clock.now
+    assert registry.get("gw-7").state.health is Health.HEALTHY
+
+
+def test_record_finds_a_lost_node_though_the_clock_was_set_back_by_a_day(
+    registry: NodeRegistry, log: ObservationLog, clock: FakeClock
+) -> None:
+    clock.advance(86_400)
+    log.record([observe("report", make_report(), clock.now)])
+    clock.advance(-86_400)
+
+    for _ in range(5):
+        log.record([observe("contact", make_contact(), clock.now)])
+        clock.advance(60)
+
+    assert registry.get("gw-7").state.health is Health.UNREACHABLE
+
+
+def test_record_calls_nothing_lost_because_the_clock_was_set_forward_by_a_day(
+    registry: NodeRegistry, log: ObservationLog, clock: FakeClock
+) -> None:
+    log.record([observe("report", make_report(), clock.now)])
+    clock.advance(86_400)
+
+    log.record([observe("contact", make_contact(), clock.now)])
+
+    assert registry.get("gw-7").state.health is Health.SUSPECT
+
+
+# many at once, and as JSON
+
+
+def register_as_long_ago(registry: NodeRegistry, clock: FakeClock, node_id: str) -> None:
+    """Register a node as if it had been with gw-7."""
+    clock.advance(-3600)
+    registry.register(make_declaration(node_id))
+    clock.advance(3600)
+
+
+def test_record_of_json_is_that_of_what_it_says(
+    log: ObservationLog, registry: NodeRegistry, rows: Rows, clock: FakeClock
+) -> None:
+    register_as_long_ago(registry, clock, "other")
+    found = {}
+
+    for node_id, data in [("gw-7", make_sample(novelty=1)), ("other", json.dumps(make_sample(novelty=1)).encode())]:
+        log.record([observe("report", make_report(), START, node_id), observe("sample", data, START, node_id)])
+        (state,) = (row for row in rows.of(tables.node_states) if row["node_id"] == node_id)
+        (sample,) = (row for row in rows.of(tables.node_samples) if row["node_id"] == node_id)
+        found[node_id] = {**state, "revision": 0, "node_id": ""}, sample["sample"]
+
+    assert found["gw-7"] == found["other"]
+
+
+def test_record_of_a_large_batch_takes_few_statements(
+    registry: NodeRegistry, log: ObservationLog, clock: FakeClock
+) -> None:
+    node_ids = [f"n{number}" for number in range(50)]
+    for node_id in node_ids:
+        registry.register(make_declaration(node_id))
+    log.record([observe("report", make_report(), clock.now, node_id) for node_id in node_ids])
+    statements: list[str] = []
+
+    def count(_conn: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        statements.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", count)
+    try:
+        log.record([observe("sample", make_sample(), clock.advance(1), node_id) for node_id in node_ids])
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", count)
+
+    assert len(statements) <= 12
+
+
+def test_record_of_one_node_many_times_in_a_batch_is_as_one_by_one(
+    registry: NodeRegistry, log: ObservationLog, rows: Rows, clock: FakeClock
+) -> None:
+    register_as_long_ago(registry, clock, "other")
+    steps = [
+        ("report", make_report()), ("sample", make_sample(1.0)), ("sample", make_sample(2.0)),
+        ("contact", make_contact()), ("sample", make_sample(3.0)), ("report", make_report(("warning", "failed"))),
+    ]  # fmt: skip
+
+    log.record([observe(kind, data, START + seconds(number)) for number, (kind, data) in enumerate(steps)])
+    for number, (kind, data) in enumerate(steps):
+        log.record([observe(kind, data, START + seconds(number), "other")])
+
+    one, other = ({**row, "node_id": "", "revision": 0} for row in rows.of(tables.node_states))
+    assert one == other
+    assert [(row["data"]["from"], row["data"]["to"]) for row in rows.events(EventType.HEALTH_CHANGED)][:4] == [
+        ("unknown", "healthy"), ("healthy", "suspect"), ("suspect", "healthy"), ("healthy", "degraded"),
+    ]  # fmt: skip
 
 
 # history

@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from builders import START
-from node_manager.store import NewerSchemaError, Store, open_store, tables
+from node_manager.health_checker import Return
+from node_manager.node_states import state_of_row
+from node_manager.store import NewerSchemaError, Store, migrate, open_store, tables
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, StatementError
 
 LEASE = {"name": "leader", "holder": "a", "expires_at": START}
@@ -187,3 +191,31 @@ def test_change_mark_differs_after_another_process_committed(store: Store, store
         connection.execute(tables.leases.insert(), LEASE)
 
     assert store.change_mark() != before
+
+
+def test_migration_of_health_tells_warnings_apart_and_lets_what_is_lost_prove_its_return(empty_url: str) -> None:
+    engine = sa.create_engine(empty_url)
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate.__file__).parent / "migrations"))
+    conditions = [
+        {"type": kind, "status": False, "reason": reason, "message": "", "since": 0.0}
+        for kind, reason in [("Reachable", "TimedOut"), ("ChecksPassing", "WarningCheckFailed")]
+    ]
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        old = sa.MetaData()
+        old.reflect(connection)
+        node = {"labels": {}, "connection": {}, "capacity": {}, "admin": "active", "generation": 1}
+        times = {"created_at": 0, "updated_at": 0}
+        connection.execute(old.tables["nodes"].insert(), {"node_id": "a", "name": "a", "address": "a", **node, **times})
+        state = {"health": "unreachable", "health_since": 0, "health_cause": "", "failures": 3, "quarantined": False}
+        more = {"conditions": conditions, "cpu_readings": [], "revision": 1}
+        connection.execute(old.tables["node_states"].insert(), {"node_id": "a", **state, **more})
+    engine.dispose()
+
+    with closing(open_store(empty_url)) as store, store.read() as connection:
+        found = state_of_row(connection.execute(sa.select(tables.node_states)).one())
+
+    assert found.returning == Return()
+    assert [condition.severity.value for condition in found.conditions] == ["critical", "warning"]

@@ -99,6 +99,23 @@ def test_weights_of_takes_nodes_out_that_are_out(world: World, traffic: Traffic)
     assert sum(weight.weight for weight in found.values()) == 100
 
 
+def test_weights_of_gives_a_node_that_came_back_half(world: World, traffic: Traffic) -> None:
+    verdict = {"liveness": "unreachable", "reason": "TimedOut", "message": ""}
+    world.log.record([observe("verdict", verdict, world.clock.advance(20), "n1")], from_manager=True)
+    for pause in (1, 15, 15):
+        world.clock.advance(pause)
+        for node_id in ("n1", "n2", "n3"):
+            world.see(node_id)
+
+    during = weights(traffic)
+    world.clock.advance(121)
+    for node_id in ("n1", "n2", "n3"):
+        world.see(node_id)
+
+    assert during["n1"] == 20
+    assert weights(traffic)["n1"] > 30
+
+
 def test_weights_of_counts_replicas(world: World, traffic: Traffic) -> None:
     for number in range(3):
         node_id = "n1" if number else "n2"

@@ -64,11 +64,12 @@ def test_playbook_in_check_mode_records_nothing(controller: Controller, name: st
 def test_check_judges_the_node(controller: Controller) -> None:
     controller.register("local-1", node_type="constrained")
 
-    controller.playbook("check", *QUICK, "-e", '{"node_check_thresholds": {"memory_percent": {"critical": 0.001}}}')
+    check = {"name": "closed", "kind": "tcp", "port": 9, "severity": "critical", "timeout_seconds": 1}
+    controller.playbook("check", *QUICK, "-e", json.dumps({"node_check_more_checks": [check]}))
 
     state = controller.node("local-1").state
     assert state.health.value == "degraded"
-    assert "memory_percent" in state.health_cause
+    assert "closed" in state.health_cause
 
 
 def test_register_adopts_a_static_inventory(controller: Controller, tmp_path: Path) -> None:

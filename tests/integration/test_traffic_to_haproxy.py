@@ -67,9 +67,12 @@ def site(tmp_path: Path) -> Iterator[Site]:
     require_haproxy("traffic follows the service's advice in a real HAProxy")
     with ExitStack() as stack:
         nodes = stack.enter_context(serving_nodes(NODE_IDS, "127.0.33"))
-        service = RunningService(
-            tmp_path / "home", {"NODE_MANAGER_HEALTH__SILENCE_BEFORE_UNREACHABLE_SECONDS": "0.001"}
-        )
+        # A node is lost without waiting.
+        quick = {
+            "NODE_MANAGER_HEALTH__SILENCE_BEFORE_UNREACHABLE_SECONDS": "0.001",
+            "NODE_MANAGER_MONITORING__GATHER_INTERVAL_SECONDS": "0.001",
+        }
+        service = RunningService(tmp_path / "home", quick)
         service.home.mkdir()
         stack.callback(service.start().stop)
         client = stack.enter_context(service.client())

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import reduce
 from itertools import pairwise
 
@@ -12,20 +12,27 @@ import pytest
 from builders import START, make_contact, make_report, seconds
 from hypothesis import given
 from hypothesis import strategies as st
-from node_manager.domain import Admin, ConditionType, ContactReason, Health, Status
+from node_manager.domain import Admin, ConditionType, ContactReason, Evidence, Health, Liveness, Status
 from node_manager.health_checker import (
     NodeState,
+    Return,
     after_failure,
     after_report,
     after_success,
+    after_verdict,
     derive_status,
+    in_maintenance,
     is_schedulable,
+    is_settled,
     new_state,
+    penalty_at,
+    without_future,
 )
 from node_manager.settings import HealthSettings
-from node_manager.shapes import Contact, Report
+from node_manager.shapes import Contact, Report, Verdict
 
 LIMITS = HealthSettings.model_validate({})
+SILENCE = seconds(10)
 SILENT = [
     ContactReason.CONNECTION_REFUSED,
     ContactReason.TIMED_OUT,
@@ -45,12 +52,29 @@ STALE_AFTER = seconds(180)
 
 def fail(state: NodeState, at: datetime, reason: ContactReason = ContactReason.TIMED_OUT) -> NodeState:
     """Let one contact fail."""
-    return after_failure(state, Contact.model_validate(make_contact(reason)), at, LIMITS)
+    return after_failure(state, Contact.model_validate(make_contact(reason)), at, LIMITS, SILENCE)
 
 
 def report(state: NodeState, at: datetime, *checks: tuple[str, str]) -> NodeState:
     """Let one report come in; without checks, one that passes."""
-    return after_report(state, Report.model_validate(make_report(*checks)), at)
+    return after_report(state, Report.model_validate(make_report(*checks)), at, LIMITS)
+
+
+def succeed(state: NodeState, at: datetime) -> NodeState:
+    """Let a node answer."""
+    return after_success(state, at, LIMITS)
+
+
+def conclude(state: NodeState, at: datetime, liveness: str, **more: object) -> NodeState:
+    """Let the manager conclude something."""
+    verdict = {"liveness": liveness, "reason": "TimedOut", "message": "two beats missed", **more}
+    return after_verdict(state, Verdict.model_validate(verdict), at, LIMITS)
+
+
+def come_back(state: NodeState, at: datetime) -> NodeState:
+    """Let a node prove that it is back; the last sample comes 31 seconds later."""
+    state = report(succeed(state, at), at + seconds(1))
+    return succeed(succeed(state, at + seconds(15)), at + seconds(31))
 
 
 def broken_conditions(state: NodeState) -> list[ConditionType]:
@@ -78,7 +102,7 @@ def test_new_state_knows_nothing() -> None:
 
 
 def test_after_success_of_a_new_node_waits_for_checks() -> None:
-    state = after_success(new_state(START), START + seconds(1))
+    state = succeed(new_state(START), START + seconds(1))
 
     assert (state.health, state.health_cause) == (Health.UNKNOWN, "answers; waits for a full health check")
     assert (state.health_since, state.last_contact_at, state.last_attempt_at) == (
@@ -115,7 +139,7 @@ def test_after_report_caps_what_it_keeps_of_messages() -> None:
     for check in data["checks"]:
         check["message"] = "m" * 4000
 
-    state = after_report(new_state(START), Report.model_validate(data), START)
+    state = after_report(new_state(START), Report.model_validate(data), START, LIMITS)
 
     assert len(state.health_cause) <= 4000
     assert all(len(condition.message) <= 4000 for condition in state.conditions)
@@ -131,7 +155,7 @@ def test_after_report_keeps_the_time_since_when(healthy: NodeState) -> None:
 
 
 def test_after_report_overtaken_by_a_success_judges_the_checks(healthy: NodeState) -> None:
-    state = after_success(healthy, START + seconds(10))
+    state = succeed(healthy, START + seconds(10))
 
     state = report(state, START + seconds(9), ("critical", "failed"))
 
@@ -144,7 +168,7 @@ def test_after_report_overtaken_by_a_silence_leaves_the_node_suspect(healthy: No
     state = report(state, START + seconds(9), ("critical", "failed"))
 
     assert (state.health, state.failures) == (Health.SUSPECT, 1)
-    assert after_success(state, START + seconds(11)).health is Health.DEGRADED
+    assert succeed(state, START + seconds(11)).health is Health.DEGRADED
 
 
 def test_after_report_overtaken_by_unreachability_changes_nothing(unreachable: NodeState) -> None:
@@ -187,7 +211,7 @@ def test_after_failure_of_a_node_never_seen_is_unreachable_at_once() -> None:
 
 def test_after_failure_counts_from_the_last_contact(healthy: NodeState) -> None:
     state = fail(fail(healthy, START + seconds(20)), START + seconds(21))
-    state = after_success(state, START + seconds(22))
+    state = succeed(state, START + seconds(22))
 
     state = fail(state, START + seconds(60))
 
@@ -201,7 +225,7 @@ def test_after_failure_keeps_since_when_it_is_unreachable(unreachable: NodeState
 
 
 def test_after_success_of_a_suspect_is_what_it_was(healthy: NodeState) -> None:
-    state = after_success(fail(healthy, START + seconds(60)), START + seconds(62))
+    state = succeed(fail(healthy, START + seconds(60)), START + seconds(62))
 
     assert (state.health, broken_conditions(state)) == (Health.HEALTHY, [])
 
@@ -209,23 +233,217 @@ def test_after_success_of_a_suspect_is_what_it_was(healthy: NodeState) -> None:
 @pytest.mark.parametrize(
     "way_back",
     [
-        lambda state: after_success(state, START + seconds(70)),
-        lambda state: after_success(
-            fail(after_success(state, START + seconds(70)), START + seconds(71)), START + seconds(72)
-        ),
-        lambda state: after_success(
+        lambda state: succeed(state, START + seconds(70)),
+        lambda state: succeed(fail(succeed(state, START + seconds(70)), START + seconds(71)), START + seconds(72)),
+        lambda state: succeed(
             fail(state, START + seconds(70), ContactReason.AUTHENTICATION_FAILED), START + seconds(71)
         ),
     ],
     ids=["at-once", "over-suspect", "over-a-refused-login"],
 )
-def test_after_success_of_an_unreachable_node_waits_for_checks(unreachable: NodeState, way_back: object) -> None:
+def test_after_success_of_an_unreachable_node_is_recovering(unreachable: NodeState, way_back: object) -> None:
     assert callable(way_back)
 
     state = way_back(unreachable)
 
-    assert (state.health, state.health_cause) == (Health.UNKNOWN, "answers; waits for a full health check")
-    assert report(state, START + seconds(80)).health is Health.HEALTHY
+    assert state.health is Health.RECOVERING
+    assert state.health_cause.endswith("; waits for a full health check")
+
+
+def test_after_success_while_recovering_says_what_is_missing(unreachable: NodeState) -> None:
+    state = succeed(succeed(unreachable, START + seconds(60)), START + seconds(75))
+
+    assert state.health_cause == "is back: 2 of 3 good samples over 15 of 30 s; waits for a full health check"
+
+
+@pytest.mark.parametrize(
+    ("samples", "checked", "health"),
+    [
+        ([0, 15, 30], True, Health.HEALTHY),
+        ([0, 15, 30], False, Health.RECOVERING),
+        ([0, 15, 29], True, Health.RECOVERING),
+        ([0, 30], True, Health.RECOVERING),
+        ([0, 1, 2, 30], True, Health.HEALTHY),
+    ],
+    ids=["through", "no-report", "too-soon", "too-few", "many"],
+)
+def test_after_success_lets_a_node_back_that_has_proven_itself(
+    unreachable: NodeState, samples: list[float], checked: bool, health: Health
+) -> None:
+    state = succeed(unreachable, START + seconds(60 + samples[0]))
+    if checked:
+        state = report(state, START + seconds(60.5))
+
+    state = reduce(lambda state, at: succeed(state, START + seconds(60 + at)), samples[1:], state)
+
+    assert state.health is health
+
+
+def test_after_report_that_was_the_last_thing_missing_lets_a_node_back(unreachable: NodeState) -> None:
+    state = reduce(lambda state, at: succeed(state, START + seconds(at)), (60, 75, 90), unreachable)
+
+    assert report(state, START + seconds(91), ("warning", "failed")).health is Health.DEGRADED
+
+
+def test_after_report_from_before_the_return_does_not_count(unreachable: NodeState) -> None:
+    state = reduce(lambda state, at: succeed(state, START + seconds(at)), (60, 75, 90), unreachable)
+
+    assert report(state, START + seconds(59)) == state
+
+
+def test_after_failure_while_recovering_begins_anew(unreachable: NodeState) -> None:
+    state = report(succeed(unreachable, START + seconds(60)), START + seconds(61))
+
+    state = reduce(lambda state, at: succeed(state, START + seconds(at)), (80, 91), fail(state, START + seconds(70)))
+
+    assert (state.health, state.returning) == (Health.RECOVERING, Return(2, START + seconds(80)))
+
+
+def test_after_success_of_one_that_is_back_begins_and_ends_its_probation(unreachable: NodeState) -> None:
+    state = come_back(unreachable, START + seconds(60))
+    during = succeed(state, START + seconds(200))
+    after = succeed(state, START + seconds(211))
+
+    assert state.probation_until == during.probation_until == START + seconds(60 + 31 + 120)
+    assert after.probation_until is None
+
+
+# losing a node again and again
+
+
+def test_a_third_loss_in_short_time_is_flapping_until_the_penalty_has_decayed(healthy: NodeState) -> None:
+    state, at = healthy, START
+    seen = []
+    for _ in range(3):
+        state = reduce(lambda state, number: fail(state, at + seconds(20 + number)), range(3), state)
+        at += seconds(60)
+        state = come_back(state, at)
+        seen.append(state.health)
+        at += seconds(40)
+
+    assert seen == [Health.HEALTHY, Health.HEALTHY, Health.FLAPPING]
+    assert not is_schedulable(Admin.ACTIVE, state, at, STALE_AFTER)
+    assert succeed(state, at + seconds(1200)).health is Health.FLAPPING
+    calm = succeed(state, at + seconds(1800))
+    assert calm.health is Health.HEALTHY
+    assert calm.probation_until == at + seconds(1920)
+
+
+def test_a_flapping_node_that_was_suspect_is_flapping_again(healthy: NodeState) -> None:
+    state = replace(healthy, suppressed=True, flap_penalty=2500.0, flap_at=START)
+
+    state = succeed(fail(succeed(state, START + seconds(1)), START + seconds(2)), START + seconds(3))
+
+    assert state.health is Health.FLAPPING
+
+
+def test_penalty_at_halves_with_its_half_life(unreachable: NodeState) -> None:
+    assert penalty_at(unreachable, START + seconds(10), LIMITS) == 1000
+    assert penalty_at(unreachable, START + seconds(910), LIMITS) == 500
+    assert penalty_at(unreachable, START - seconds(86_400), LIMITS) == 1000
+
+
+def test_after_failure_of_a_node_never_seen_costs_no_penalty() -> None:
+    assert fail(new_state(START), START + seconds(1)).flap_penalty == 0
+
+
+def test_in_maintenance_nothing_follows(healthy: NodeState) -> None:
+    lost = conclude(fail(healthy, START + seconds(20)), START + seconds(30), "unreachable")
+
+    state = in_maintenance(healthy, lost)
+
+    assert (state.health, state.health_cause, state.flap_penalty, state.returning) == (
+        Health.HEALTHY,
+        "no check failed",
+        0.0,
+        None,
+    )
+    assert broken_conditions(state) == [ConditionType.REACHABLE]
+
+
+# what the manager concludes
+
+
+def test_after_verdict_suspect_is_suspect_with_its_cause(healthy: NodeState) -> None:
+    state = conclude(healthy, START + seconds(8), "suspect")
+
+    assert (state.health, state.health_cause) == (Health.SUSPECT, "TimedOut: two beats missed")
+    assert broken_conditions(state) == [ConditionType.REACHABLE]
+    assert succeed(state, START + seconds(9)).health is Health.HEALTHY
+
+
+def test_after_verdict_suspect_of_an_unreachable_node_leaves_it_so(unreachable: NodeState) -> None:
+    state = conclude(unreachable, START + seconds(60), "suspect")
+
+    assert state == replace(unreachable, last_attempt_at=START + seconds(60))
+
+
+def test_after_verdict_unreachable_tells_on_what_evidence_and_what_is_frozen(healthy: NodeState) -> None:
+    state = conclude(healthy, START + seconds(20), "unreachable", evidence="site_dark", frozen_seconds=3600)
+
+    assert (state.health, state.evidence, state.frozen_until) == (
+        Health.UNREACHABLE,
+        Evidence.SITE_DARK,
+        START + seconds(3620),
+    )
+    assert broken_conditions(state) == [ConditionType.REACHABLE]
+    again = conclude(state, START + seconds(60), "unreachable", evidence="peers_blind")
+    assert (again.evidence, again.frozen_until, again.health_since, again.flap_penalty) == (
+        Evidence.PEERS_BLIND,
+        None,
+        START + seconds(20),
+        1000,
+    )
+    back = succeed(again, START + seconds(70))
+    assert (back.evidence, back.frozen_until) == (None, None)
+
+
+def test_after_verdict_path_lost_keeps_work_away_and_lets_it_live(healthy: NodeState) -> None:
+    state = conclude(conclude(healthy, START + seconds(8), "suspect"), START + seconds(20), "path_lost")
+
+    assert (state.health, broken_conditions(state)) == (Health.DEGRADED, [ConditionType.MANAGEMENT_PATH])
+    assert not is_schedulable(Admin.ACTIVE, state, START + seconds(20), STALE_AFTER)
+    silent = reduce(lambda state, at: fail(state, START + seconds(at)), (60, 120, 300), state)
+    assert silent.health is Health.DEGRADED
+    assert succeed(silent, START + seconds(301)).health is Health.HEALTHY
+
+
+def test_after_verdict_asleep_is_no_failure(healthy: NodeState) -> None:
+    state = conclude(conclude(healthy, START + seconds(8), "suspect"), START + seconds(20), "asleep")
+
+    assert (state.health, state.health_cause, state.failures) == (Health.UNKNOWN, "two beats missed", 0)
+    assert (broken_conditions(state), penalty_at(state, START + seconds(20), LIMITS)) == ([], 0)
+    assert report(state, START + seconds(7)).health is Health.UNKNOWN
+    assert succeed(state, START + seconds(3600)).health is Health.HEALTHY
+
+
+def test_after_failure_of_one_that_sleeps_is_no_failure(healthy: NodeState) -> None:
+    contact = Contact.model_validate(make_contact(ContactReason.NO_ROUTE))
+
+    state = after_failure(healthy, contact, START + seconds(60), LIMITS, SILENCE, asleep=True)
+
+    assert (state.health, state.failures, state.flap_penalty) == (Health.UNKNOWN, 0, 0)
+
+
+# a clock that was set
+
+
+def test_without_future_lets_nothing_wait_for_the_clock(healthy: NodeState) -> None:
+    ahead = START + timedelta(days=1)
+    state = conclude(report(healthy, ahead), ahead, "unreachable", evidence="site_dark", frozen_seconds=3600)
+
+    mended = without_future(state, START, LIMITS)
+
+    assert {mended.last_contact_at, mended.last_attempt_at, mended.health_since, mended.flap_at} == {START}
+    assert mended.frozen_until == START + seconds(3600)
+
+
+def test_is_settled_only_where_an_answer_changes_nothing_but_times(healthy: NodeState, unreachable: NodeState) -> None:
+    assert is_settled(healthy)
+    assert not is_settled(fail(healthy, START + seconds(1)))
+    assert not is_settled(report(healthy, START + seconds(1), ("warning", "failed")))
+    assert not is_settled(come_back(unreachable, START + seconds(60)))
+    assert not is_settled(succeed(new_state(START), START))
 
 
 # what is broken, and whose fault it is
@@ -256,7 +474,7 @@ def test_after_failure_proves_the_steps_before_it(unreachable: NodeState) -> Non
 
 
 def test_after_failure_by_a_changed_key_is_quarantine_that_success_does_not_end(healthy: NodeState) -> None:
-    state = after_success(fail(healthy, START + seconds(1), ContactReason.HOST_KEY_CHANGED), START + seconds(2))
+    state = succeed(fail(healthy, START + seconds(1), ContactReason.HOST_KEY_CHANGED), START + seconds(2))
 
     assert (state.health, state.quarantined) == (Health.HEALTHY, True)
     assert not is_schedulable(Admin.ACTIVE, state, START + seconds(2), STALE_AFTER)
@@ -318,7 +536,7 @@ def test_is_schedulable_not_with_a_health_that_maintenance_kept(healthy: NodeSta
 steps = st.lists(
     st.tuples(
         st.floats(0.001, 30),
-        st.sampled_from(["success", "passed", "warning", "critical", *ContactReason]),
+        st.sampled_from(["success", "passed", "warning", "critical", *ContactReason, *Liveness]),
     ),
     max_size=30,
 )
@@ -334,8 +552,10 @@ def walk(history: list[tuple[float, str]]) -> list[tuple[str, NodeState, datetim
             state = report(state, at, (what, "failed"))
         elif what == "passed":
             state = report(state, at)
+        elif what in set(Liveness):
+            state = conclude(state, at, what)
         elif what in {"success", ContactReason.OK}:
-            state = after_success(state, at)
+            state = succeed(state, at)
         else:
             state = fail(state, at, ContactReason(what))
         trace.append((what, state, at))
@@ -344,11 +564,15 @@ def walk(history: list[tuple[float, str]]) -> list[tuple[str, NodeState, datetim
 
 @given(steps)
 def test_unreachable_takes_failures_and_silence_unless_never_seen(history: list[tuple[float, str]]) -> None:
-    for (_, before, _), (_, after, at) in pairwise(walk(history)):
+    for (_, before, _), (what, after, at) in pairwise(walk(history)):
         if after.health is Health.UNREACHABLE and before.health is not Health.UNREACHABLE:
-            assert after.last_contact_at is None or (
-                after.failures >= LIMITS.failures_before_unreachable
-                and (at - after.last_contact_at).total_seconds() >= LIMITS.silence_before_unreachable_seconds
+            assert (
+                what is Liveness.UNREACHABLE
+                or after.last_contact_at is None
+                or (
+                    after.failures >= LIMITS.failures_before_unreachable
+                    and (at - after.last_contact_at).total_seconds() >= SILENCE.total_seconds()
+                )
             )
 
 
@@ -374,6 +598,29 @@ def test_healthy_takes_checks_that_passed_since_it_was_last_unreachable(history:
 def test_healthy_means_that_nothing_is_broken(history: list[tuple[float, str]]) -> None:
     for _, state, _ in walk(history):
         assert state.health is not Health.HEALTHY or broken_conditions(state) == []
+
+
+@given(steps)
+def test_settled_means_that_a_good_answer_changes_times_only(history: list[tuple[float, str]]) -> None:
+    for _, state, at in walk(history):
+        after = succeed(state, at + seconds(1))
+        times = {"last_contact_at": at + seconds(1), "last_attempt_at": at + seconds(1)}
+        assert not is_settled(state) or after == replace(state, **times)
+
+
+@given(steps)
+def test_a_lost_node_is_not_schedulable_before_it_has_proven_itself(history: list[tuple[float, str]]) -> None:
+    back_since: datetime | None = None
+    lost = False
+    for _, state, at in walk(history):
+        if state.health is Health.UNREACHABLE:
+            lost, back_since = True, None
+        elif lost and state.last_contact_at == at and back_since is None:
+            back_since = at
+        if lost and is_schedulable(Admin.ACTIVE, state, at, STALE_AFTER):
+            assert back_since is not None
+            assert at - back_since >= seconds(LIMITS.return_seconds)
+            lost = False
 
 
 @given(steps)

@@ -32,13 +32,16 @@ from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_p
     Memory,
     Mount,
     ResourceFormatError,
+    ServiceUnit,
     is_remote,
     parse_cpu_times,
     parse_loadavg,
     parse_meminfo,
     parse_mountinfo,
     parse_net_dev,
+    parse_oom_kills,
     parse_pressure,
+    parse_service_units,
     parse_speed,
     parse_temperature,
     parse_throttled,
@@ -52,6 +55,7 @@ from ansible_collections.iot_platform.node_manager.plugins.module_utils._sample_
     cpu_part,
     filesystem_part,
     network_part,
+    services_part,
 )
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -186,6 +190,46 @@ def test_parse_throttled_reads_bits(text: str) -> None:
         "undervoltage_since_boot": True,
         "throttled_since_boot": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("pgmajfault 9\noom_kill 2\nnuma_hit 7\n", 2),
+        ("pgmajfault 9\noom_kill 2", 2),
+        ("pgmajfault 9\n", None),
+        ("", None),
+        (None, None),
+        ("a 1\noom_kill x\n", None),
+    ],
+    ids=["between", "last", "old-kernel", "empty", "absent", "odd"],
+)
+def test_parse_oom_kills_reads_one_line(text: str | None, expected: int | None) -> None:
+    assert parse_oom_kills(text) == expected
+
+
+def test_parse_service_units_reads_blocks() -> None:
+    text = (
+        "NRestarts=3\nId=app.service\nActiveState=active\n\nId=old.service\nActiveState=failed\n\n"
+        "NRestarts=0\nId=x.service\nActiveState=failed\n\nActiveState=failed\n"
+    )
+
+    units = parse_service_units(text)
+
+    assert units == [
+        ServiceUnit("app.service", False, 3),
+        ServiceUnit("old.service", True, 0),
+        ServiceUnit("x.service", True, 0),
+    ]
+
+
+def test_services_part_names_the_worst_first_and_not_too_many() -> None:
+    units = [ServiceUnit(f"{number:02}.service", True, number) for number in range(40)]
+
+    part = services_part(units)
+
+    assert part["failed"] == [f"{number:02}.service" for number in range(32)]
+    assert part["restarts"] == {f"{number:02}.service": number for number in range(39, 7, -1)}
 
 
 def test_cpu_part_takes_disk_waits_as_idle() -> None:

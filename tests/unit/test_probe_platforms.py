@@ -14,6 +14,7 @@ from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe i
     collect_facts,
     collect_sample,
 )
+from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_clock import ClockReading
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_read import Reader
 
 PLATFORMS = Path(__file__).parents[1] / "fixtures" / "platforms"
@@ -27,10 +28,17 @@ def read_json(name: str, file: str) -> Any:
 def open_platform(name: str, part: str = "tree") -> Reader:
     platform = read_json(name, "platform.json")
     commands: dict[str, str] = platform.get("commands", {})
+
+    def read_clock() -> ClockReading:
+        if "clock" not in platform:
+            raise OSError(1, "Operation not permitted")
+        return ClockReading("the kernel", **platform["clock"])
+
     return Reader(
         str(PLATFORMS / name / part),
         statvfs=lambda path: SimpleNamespace(**platform["statvfs"][path]),
         run=lambda argv, limit_seconds: commands.get(argv[0]),
+        read_clock=read_clock,
         machine=platform["machine"],
         python_version=platform["python_version"],
     )

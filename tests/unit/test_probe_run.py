@@ -18,6 +18,7 @@ from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe i
     collect_facts,
     collect_sample,
 )
+from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_clock import ClockReading
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_parse import Mount
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_read import Reader, run_command
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_run import (
@@ -25,6 +26,7 @@ from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_r
     MoreTasks,
     Task,
 )
+from ansible_collections.iot_platform.node_manager.plugins.module_utils._sample_parts import ContainersReading
 
 COLLECTIONS = Path(__file__).parents[2] / "collections"
 SPACE = SimpleNamespace(f_frsize=4096, f_blocks=1000, f_bfree=500, f_bavail=400, f_files=100, f_ffree=50)
@@ -234,6 +236,91 @@ def test_sampler_compares_with_the_sample_before(node: Path) -> None:
 
     assert first["cpu"]["use_percent"] is None
     assert second["cpu"]["use_percent"] == 25.0
+
+
+def test_sampler_asks_for_services_on_their_interval_only(node: Path) -> None:
+    (node / "run/systemd/system").mkdir(parents=True)
+    answers = ["Id=a.service\nActiveState=failed\nNRestarts=2\n", None, "Id=a.service\nActiveState=active\n"]
+    asked: list[float] = []
+    clock = SimpleNamespace(now=0.0)
+
+    def run(argv: object, limit_seconds: float) -> str | None:
+        asked.append(clock.now)
+        return answers[len(asked) - 1]
+
+    sampler = Sampler(
+        Reader(str(node), statvfs=lambda _: SPACE, run=run), clock=lambda: clock.now, services_interval_seconds=300
+    )
+
+    def services_at(now: float) -> object:
+        clock.now = now
+        return sampler.sample()["services"]
+
+    seen = [services_at(now) for now in (0.0, 299.0, 300.0, 301.0, 600.0)]
+    sampler.close()
+
+    first, last = {"failed": ["a.service"], "restarts": {"a.service": 2}}, {"failed": [], "restarts": {}}
+    assert seen == [first, first, None, None, last]
+    assert asked == [0.0, 300.0, 600.0]
+
+
+@pytest.mark.parametrize("interval_seconds", [None, 60.0], ids=["not-asked-for", "no-systemd"])
+def test_sampler_starts_no_process_for_services(node: Path, interval_seconds: float | None) -> None:
+    asked: list[object] = []
+    reader = Reader(str(node), statvfs=lambda _: SPACE, run=lambda argv, limit: asked.append(argv))
+    sampler = Sampler(reader, services_interval_seconds=interval_seconds)
+
+    sample = sampler.sample()
+    sampler.close()
+
+    assert sample["services"] is None
+    assert asked == []
+
+
+def test_sampler_tells_of_the_clock(node: Path) -> None:
+    reading = ClockReading("the kernel", True, 0.001, 0.2, 0.004)
+    sampler = Sampler(Reader(str(node), statvfs=lambda _: SPACE, read_clock=lambda: reading))
+
+    sample = sampler.sample()
+    sampler.close()
+
+    assert sample["clock"] == {"synchronised": True, "estimated_error_seconds": 0.004}
+
+
+def test_sampler_leaves_out_containers_that_are_too_large(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    huge = ContainersReading({"runtime": "docker", "items": [{"labels": ["x" * 4000] * 400}]}, {}, [])
+    monkeypatch.setattr(Sampler, "_read_containers", lambda self, deadline: huge)
+    sampler = Sampler(Reader(str(node), statvfs=lambda _: SPACE))
+
+    sample = sampler.sample()
+    sampler.close()
+
+    assert sample["containers"] is None
+    assert [error for error in sample["errors"] if error["collector"] == "containers"] == [
+        {
+            "collector": "containers",
+            "message": "left out, the sample is too large with them: larger than 1048576 bytes",
+        }
+    ]
+
+
+def test_collect_facts_starts_no_stuck_collector_again(node: Path, gate: threading.Event) -> None:
+    runner = BoundedRunner()
+
+    def run(argv: object, limit_seconds: float) -> str | None:
+        return None
+
+    class Stuck(Reader):
+        def read_text(self, path: str) -> str:
+            if path == "/proc/meminfo":
+                gate.wait()
+            return super().read_text(path)
+
+    reader = Stuck(str(node), statvfs=lambda _: SPACE, run=run)
+    collect_facts(reader, timeout_seconds=0.3, runner=runner)
+    again = collect_facts(reader, timeout_seconds=0.3, runner=runner)
+
+    assert any("still blocked" in error["message"] for error in again["errors"])
 
 
 def test_process_ends_although_a_collector_hangs(node: Path) -> None:

@@ -132,36 +132,48 @@ def test_round_does_not_try_again_before_the_interval_when_nothing_came_of_it(fl
     assert fleet.round() == [(JobAction.GATHER, ("a",))]
 
 
-def test_round_tries_a_suspect_again_soon_until_it_is_unreachable(fleet, clock):
+def test_round_tries_a_suspect_again_soon_and_then_slowly_until_it_is_unreachable(fleet, clock):
     add_nodes(fleet.store, fleet.settings, "a")
     fleet.see("a", *BOTH)
     clock.advance(11)
     fleet.fail("a")
     assert fleet.round() == []
 
-    for _ in range(2):
-        clock.advance(2)
-        assert fleet.round() == [(JobAction.CHECK, ("a",))]
+    pauses = []
+    while NodeRegistry(fleet.store, fleet.settings).get("a").state.health == "suspect":
+        pause = 0
+        while (JobAction.CHECK, ("a",)) not in fleet.round():
+            clock.advance(1)
+            pause += 1
+        pauses.append(pause)
         fleet.fail("a")
 
+    # Three failures soon; from then on it takes three gather intervals without contact.
+    assert pauses[:3] == [2, 2, 10]
+    assert 180 <= 11 + sum(pauses) < 200
     clock.advance(10)
-    assert NodeRegistry(fleet.store, fleet.settings).get("a").state.health == "unreachable"
-    assert fleet.round() == []
+    assert (JobAction.CHECK, ("a",)) not in fleet.round()
 
 
-def test_round_checks_a_node_that_is_back_without_waiting_for_its_turn(fleet, clock):
+def test_round_checks_a_node_that_is_back_until_it_has_proven_itself(fleet, clock):
     add_nodes(fleet.store, fleet.settings, "a")
     fleet.see("a", *BOTH)
-    for _ in range(3):
-        clock.advance(20)
+    for _ in range(4):
+        clock.advance(60)
         fleet.fail("a")
     fleet.round()
     clock.advance(10)
     fleet.see("a", ObservationKind.SAMPLE)
 
-    clock.advance(2)
+    seen = []
+    for _ in range(4):
+        clock.advance(10)
+        seen.append(fleet.round())
+        if seen[-1]:
+            fleet.see("a", *BOTH)
 
-    assert fleet.round() == [(JobAction.CHECK, ("a",))]
+    assert seen == [[(JobAction.CHECK, ("a",))]] * 3 + [[]]
+    assert NodeRegistry(fleet.store, fleet.settings).get("a").state.health == "healthy"
 
 
 def test_round_does_not_ask_for_what_is_on_its_way(fleet):

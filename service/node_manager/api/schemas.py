@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from node_manager.declarations import Connection, Location, NodeId
-from node_manager.domain import Admin, Health, JobAction, JobState, NodeResult, ObservationKind, Status
+from node_manager.domain import Admin, Evidence, Health, JobAction, JobState, NodeResult, ObservationKind, Status
 from node_manager.shapes import Application, ConditionShape, Facts, Report, Sample
 
 
@@ -80,6 +80,11 @@ class NodeDetailOut(NodeOut):
     conditions: list[ConditionShape]
     facts: Facts | None
     facts_observed_at: AwareDatetime | None
+    facts_source: str | None
+    facts_age_seconds: float | None
+    applications_observed_at: AwareDatetime | None
+    applications_source: str | None
+    applications_age_seconds: float | None
     applications: list[Application]
     host_keys: list[HostKeyOut]
 
@@ -89,6 +94,16 @@ class NodePageOut(Output):
 
     items: list[NodeOut]
     next_cursor: str | None
+
+
+class TransitionOut(Output):
+    """One change of a node's health."""
+
+    from_: Health = Field(alias="from")
+    to: Health
+    cause: str
+    source: str
+    at: AwareDatetime
 
 
 class HealthOut(Output):
@@ -105,7 +120,12 @@ class HealthOut(Output):
     failures: int
     last_contact_at: AwareDatetime | None
     last_attempt_at: AwareDatetime | None
+    evidence: Evidence | None = Field(description="Of an unreachable node: what stands behind it")
+    frozen_until: AwareDatetime | None = Field(description="Until then nothing is done about a site that is dark")
+    probation_until: AwareDatetime | None = Field(description="Until then a node that came back gets half the traffic")
+    flap_penalty: float = Field(description="What the node's losses weigh now; it decays")
     conditions: list[ConditionShape]
+    transitions: list[TransitionOut] = Field(description="The last 10 changes of health, newest first")
     report: Report | None
     observed_at: AwareDatetime | None
     source: str | None

@@ -13,10 +13,11 @@ from node_manager import inventory
 from node_manager.api.answers import json_response
 from node_manager.api.errors import problem_response, responses
 from node_manager.api.parameters import PartsDependency
+from node_manager.api.schemas_monitoring import MonitoringOut
 from node_manager.api.security import Viewer
 from node_manager.declarations import NODE_ID_PATTERN
 from node_manager.store import StoreUnavailableError
-from node_manager.views import render_node_types
+from node_manager.views import render_node_types, render_time
 
 router = APIRouter()
 
@@ -38,6 +39,14 @@ def read_inventory(
 def read_node_types(parts: PartsDependency, _identity: Viewer) -> Response:
     """Read the node types with the checks and thresholds in force."""
     return json_response(render_node_types(parts.settings))
+
+
+@router.get("/monitoring", tags=["watching"], response_model=MonitoringOut, responses=responses())
+def read_monitoring(parts: PartsDependency, _identity: Viewer) -> Response:
+    """Read how this manager watches the fleet, and what trouble it has itself."""
+    found = parts.monitor.overview()
+    faults = [{**fault, "last_at": render_time(fault["last_at"])} for fault in found["faults"]]
+    return json_response({**found, "faults": faults})
 
 
 @router.get("/healthz", tags=["service"], response_model=dict[str, str])

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated
@@ -18,7 +20,8 @@ from node_manager.api.jobs import render_job
 from node_manager.api.parameters import MaxAge, NodeIdPath, PartsDependency, Wait
 from node_manager.api.schemas import HealthOut, JobOut, ObservationsIn, OutcomeOut, UtilizationOut
 from node_manager.api.security import Observer, Operator, Viewer
-from node_manager.domain import JobAction, Role
+from node_manager.domain import JobAction, ObservationKind, Role
+from node_manager.node_states import transitions_of
 from node_manager.observations import Observation
 from node_manager.parts import Parts
 from node_manager.samples import Observed
@@ -26,6 +29,9 @@ from node_manager.views import render_health, render_utilization
 
 router = APIRouter(tags=["watching"])
 _WAIT_FOR_FRESH_SECONDS = 60.0
+_WAIT_FOR_STREAM_SECONDS = 25.0
+_TRANSITIONS = 10
+_SEEN_BY = {JobAction.GATHER: ObservationKind.SAMPLE, JobAction.CHECK: ObservationKind.REPORT}
 
 
 @router.get("/nodes/{node_id}/utilization", response_model=UtilizationOut, responses=responses(404, 422))
@@ -98,7 +104,9 @@ def record_observations(parts: PartsDependency, identity: Observer, body: Observ
 def _health(parts: Parts, node_id: str) -> Response:
     node = parts.registry.get(node_id)
     report = samples.newest_report(parts.store, node_id)
-    return json_response(render_health(node, report, parts.settings, parts.clock()))
+    with parts.store.read() as connection:
+        transitions = transitions_of(connection, node_id, _TRANSITIONS)
+    return json_response(render_health(node, report, parts.settings, parts.clock(), transitions))
 
 
 def _too_old(parts: Parts, observed: Observed | None, max_age: float | None) -> bool:
@@ -108,9 +116,18 @@ def _too_old(parts: Parts, observed: Observed | None, max_age: float | None) -> 
 
 
 async def _look(parts: Parts, node_id: str, action: JobAction, identity: Identity) -> bool:
-    """Run a job and wait for it; a viewer, who may not start work, gets what is stored."""
+    """Have a node looked at, over its stream where one is open and by a job otherwise, and wait for it.
+
+    A viewer, who may not start work, gets what is stored.
+    """
     if identity.role is Role.VIEWER:
         return False
+    fetched = parts.monitor.fetch(node_id, _SEEN_BY[action])
+    if fetched is not None:
+        with suppress(TimeoutError):
+            # Others may wait for the same look: who goes away must not end it for them.
+            if await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(fetched)), _WAIT_FOR_STREAM_SECONDS):
+                return True
     job = await run_in_threadpool(parts.jobs.submit, action, [node_id], identity.name)
     return await wait_for(parts, job, _WAIT_FOR_FRESH_SECONDS)
 

@@ -125,6 +125,21 @@ node_states = Table(
     # The last CPU readings and when pressure was last seen: what overcommit follows.
     Column("cpu_readings", JSON, nullable=False),
     Column("pressed_at", UtcDateTime),
+    # Of an unreachable node: what stands behind it, and until when nothing is done about it.
+    Column("evidence", String(32)),
+    Column("frozen_until", UtcDateTime),
+    # Good samples since a node that was lost is back; None: it has nothing to prove.
+    Column("return_samples", Integer),
+    Column("return_since", UtcDateTime),
+    Column("probation_until", UtcDateTime),
+    # The penalty for losses as it was at flap_at.
+    Column("flap_penalty", Float, nullable=False),
+    Column("flap_at", UtcDateTime),
+    Column("suppressed", Boolean, nullable=False),
+    # What thresholds remember of earlier samples.
+    Column("readings", JSON, nullable=False),
+    # Whether one more good answer changes nothing but times.
+    Column("settled", Boolean, nullable=False),
     Column("revision", BigInteger, nullable=False),
 )
 

@@ -110,6 +110,55 @@ def test_failed_contact_has_a_condition_of_its_own(
     assert (shown["health"], broken) == (health, [(condition, reason, "as ssh put it")])
 
 
+@pytest.mark.parametrize("verdict", [{"liveness": "unreachable", "reason": "TimedOut", "message": "gone"}, {}])
+def test_verdict_is_taken_from_nobody(api: httpx.Client, node: str, verdict: dict[str, Any]) -> None:
+    told = {"node_id": node, "observed_at": ago(1), "source": "test", "kind": "verdict", "data": verdict}
+
+    outcome = record(api, told)
+
+    assert (outcome["recorded"], [item["code"] for item in outcome["rejected"]]) == (0, ["unusable"])
+    assert api.get(f"/nodes/{node}").json()["health"] == "unknown"
+
+
+def test_health_tells_how_it_came_about(api: httpx.Client, node: str) -> None:
+    record(api, observation(node, "report", ago(3), checks=[PASSED]))
+    record(api, observation(node, "contact", ago(2), reason="TimedOut", message="no answer"))
+    record(api, observation(node, "sample", ago(1)))
+
+    shown = api.get(f"/nodes/{node}/health").json()
+
+    told = [(item["from"], item["to"], item["cause"], item["source"]) for item in shown["transitions"]]
+    assert told == [
+        ("suspect", "healthy", "no check failed", "test"),
+        ("healthy", "suspect", "TimedOut: no answer", "test"),
+        ("unknown", "healthy", "no check failed", "test"),
+    ]
+    assert (shown["evidence"], shown["frozen_until"], shown["probation_until"], shown["flap_penalty"]) == (
+        None, None, None, 0,
+    )  # fmt: skip
+    assert {item["severity"] for item in shown["conditions"]} == {"critical"}
+
+
+def test_node_that_was_lost_shows_how_far_it_is_on_its_way_back(api: httpx.Client, node: str) -> None:
+    record(api, observation(node, "contact", ago(5), reason="NoRoute", message="down"))
+
+    record(api, observation(node, "sample", ago(1)))
+
+    shown = api.get(f"/nodes/{node}/health").json()
+    assert (shown["health"], shown["status"], shown["schedulable"]) == ("recovering", "online", False)
+    assert shown["health_cause"].startswith("is back: 1 of 3 good samples over 0 of 30 s")
+
+
+def test_node_tells_how_fresh_facts_and_applications_are(api: httpx.Client, node: str) -> None:
+    record(api, observation(node, "facts", ago(3)), observation(node, "sample", ago(2)))
+
+    shown = api.get(f"/nodes/{node}").json()
+
+    assert (shown["facts_source"], shown["applications_source"]) == ("test", "test")
+    assert 3 <= shown["facts_age_seconds"] < 30
+    assert 2 <= shown["applications_age_seconds"] < 30
+
+
 def test_changed_host_key_quarantines_until_forgotten(api: httpx.Client, node: str) -> None:
     record(api, observation(node, "contact", ago(2), reason="HostKeyChanged", message="changed"))
     before = api.get(f"/nodes/{node}").json()["quarantined"]

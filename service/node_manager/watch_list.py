@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which nodes are to be watched, and how each is reached: the registry as the monitor needs it.
+
+Reads only.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from node_manager import inventory
+from node_manager.domain import Admin, Health
+from node_manager.settings import Settings
+from node_manager.ssh_stream import Target
+from node_manager.store import Store, tables
+
+_SSH_PORT = 22
+_MAX_ADDRESSES = 4
+_JUMP_LIMIT = 8
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What decides whether and how a node is watched; another value means: look at it anew."""
+
+    node_id: str
+    generation: int
+    node_type: str | None
+    site: str | None
+
+
+def read_nodes(store: Store) -> dict[str, tuple[Listed, Health]]:
+    """Read the nodes to watch, all but those that an operator took offline, each with its stored health.
+
+    Errors: StoreUnavailableError.
+    """
+    nodes, states = tables.nodes.c, tables.node_states.c
+    query = (
+        sa.select(
+            nodes.node_id,
+            nodes.generation,
+            nodes.node_type,
+            states.recognised_type,
+            nodes.site,
+            nodes.zone,
+            states.health,
+        )
+        .join(tables.node_states, states.node_id == nodes.node_id)
+        .where(nodes.admin != Admin.OFFLINE.value)
+    )
+    with store.read() as connection:
+        return {
+            # Nodes of one zone that name no site are neighbours as far as anybody knows.
+            row.node_id: (
+                Listed(row.node_id, row.generation, row.node_type or row.recognised_type, row.site or row.zone),
+                Health(row.health),
+            )
+            for row in connection.execute(query)
+        }
+
+
+def read_targets(store: Store, settings: Settings, node_ids: Collection[str]) -> dict[str, Target]:
+    """Read how nodes are reached, with the keys that they must show; nodes that are gone are left out.
+
+    Errors: StoreUnavailableError.
+    """
+    found = inventory.build(store, settings, sorted(node_ids))
+    keys: dict[str, list[str]] = defaultdict(list)
+    for line in found["known_hosts"]:
+        node_id, key = line.split(" ", 1)
+        keys[node_id].append(key)
+    hops: Mapping[str, Any] = found["jump_hosts"]
+
+    def target(node_id: str, ssh: Mapping[str, Any], *, become: bool, depth: int = 0) -> Target:
+        hop = ssh["jump_host"]
+        return Target(
+            node_id=node_id,
+            address=ssh["address"],
+            port=ssh["port"] or _SSH_PORT,
+            user=ssh["user"],
+            private_key_file=ssh["private_key_file"],
+            host_keys=tuple(keys.get(node_id, ())),
+            strict=ssh["strict"],
+            become=become,
+            local=False,
+            jump=target(hop, hops[hop], become=False, depth=depth + 1) if hop in hops and depth < _JUMP_LIMIT else None,
+        )
+
+    return {
+        node["node_id"]: (
+            _local(node["node_id"], become=node["vars"].get("ansible_become", False))
+            if node["ssh"] is None
+            else target(node["node_id"], node["ssh"], become=node["vars"].get("ansible_become", False))
+        )
+        for node in found["nodes"]
+    }
+
+
+def read_addresses(store: Store, node_id: str) -> list[str]:
+    """Read where other nodes may find a node: as declared, and what it last said its addresses are."""
+    with store.read() as connection:
+        declared = connection.scalar(sa.select(tables.nodes.c.address).where(tables.nodes.c.node_id == node_id))
+        facts = connection.scalar(sa.select(tables.node_facts.c.facts).where(tables.node_facts.c.node_id == node_id))
+    told = [declared] if declared else []
+    told += facts.get("addresses") or [] if facts else []
+    return [address for address in dict.fromkeys(told) if not _is_own(address)][:_MAX_ADDRESSES]
+
+
+def _is_own(address: str) -> bool:
+    """Tell whether an address means whoever uses it."""
+    return address.startswith(("127.", "::1", "fe80:", "169.254.")) or address == "localhost"
+
+
+def _local(node_id: str, *, become: bool) -> Target:
+    return Target(
+        node_id=node_id,
+        address="",
+        port=_SSH_PORT,
+        user="",
+        private_key_file=None,
+        host_keys=(),
+        strict=True,
+        become=become,
+        local=True,
+        jump=None,
+    )

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The loop as nodes run it: real processes, fed over pipes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import termios
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_lines import Outbox
+from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_loop import (
+    MAX_COMMAND_BYTES,
+    CommandReader,
+    next_on_beat,
+)
+from loop_process import LoopProcess, find_pythons
+from node_manager.probe_bundle import LoopOptions, bootstrap_command, bundle
+from node_manager.shapes import Facts, Report, Sample
+
+COLLECTIONS = Path(__file__).parents[2] / "collections"
+PACKAGE = "ansible_collections.iot_platform.node_manager.plugins.module_utils"
+PYTHONS = [sys.executable, *find_pythons("3.8")[:1], *find_pythons("3.13")[:1]]
+SLEEPER = {"name": "stuck", "kind": "command", "argv": ["sleep", "4321"], "timeout_seconds": 60}
+
+
+def is_running(argument: str) -> bool:
+    """Tell whether some process has this argument."""
+
+    def read(path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError:
+            return b""
+
+    wanted = argument.encode()
+    return any(wanted in read(path).split(b"\0") for path in Path("/proc").glob("[0-9]*/cmdline"))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+def unread_bytes(loop: LoopProcess) -> int:
+    """Tell how much waits in the pipe that it writes to."""
+    answer = fcntl.ioctl(loop.stdout.fileno(), termios.FIONREAD, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
+
+
+@pytest.mark.skipif(
+    len(PYTHONS) < 2 and not os.environ.get("NODE_MANAGER_REQUIRE_ALL"), reason="needs a Python 3.8 in pyenv"
+)
+def test_loop_has_a_python38_to_run_under() -> None:
+    assert len(PYTHONS) > 1, "no Python 3.8 in pyenv"
+
+
+@pytest.mark.parametrize("python", PYTHONS, ids=lambda path: Path(path).parents[1].name)
+def test_loop_says_all_that_it_sees(python: str) -> None:
+    checks = [{"name": "shell", "kind": "command", "argv": ["true"]}, {"name": "bad", "kind": "no such"}]
+
+    with LoopProcess.start(python, checks=checks, sample_interval_seconds=5, beat_interval_seconds=0.2) as loop:
+        hello, facts = loop.wait_for("hello"), loop.wait_for("facts")
+        sample, report = loop.wait_for("sample"), loop.wait_for("report")
+        error = loop.wait_for("error")
+        loop.wait_for("beat")
+        loop.stdin.close()
+        status = loop.wait_for_end(3.0)
+
+    assert status == 0
+    assert loop.lines[0][1] == hello
+    assert hello == {"kind": "hello", "schema": 1, "python": facts["data"]["python_version"], "pid": loop.pid}
+    assert Facts.model_validate(facts["data"]).cpu is not None
+    seen = Sample.model_validate(sample["data"])
+    assert seen.cpu is not None
+    assert seen.cpu.use_percent is not None
+    assert seen.interval_seconds == pytest.approx(1.0, abs=0.5)
+    assert [check.state for check in Report.model_validate(report["data"]).checks] == ["passed"]
+    assert error["message"].startswith("checks[1]: ")
+
+
+def test_loop_answers_commands_with_their_id() -> None:
+    with LoopProcess.start(sys.executable, sample_interval_seconds=60, check_interval_seconds=60) as loop:
+        loop.wait_for("report")
+        for action in ("sample", "check", "facts"):
+            loop.send(json.dumps({"do": action, "id": f"a-{action}"}).encode() + b"\n")
+        answers = [
+            loop.wait_for("sample", lambda line: line.get("id") == "a-sample"),
+            loop.wait_for("report", lambda line: line.get("id") == "a-check"),
+            loop.wait_for("facts", lambda line: line.get("id") == "a-facts"),
+        ]
+
+    assert all("data" in answer for answer in answers)
+
+
+def test_loop_survives_garbage_on_its_input() -> None:
+    with LoopProcess.start(sys.executable, sample_interval_seconds=60) as loop:
+        for garbage in (b"\xff\xfe\n", b"[" * 4000 + b"\n", b"x" * 200_000 + b"\n", b'{"do":"reboot","id":"7"}\n'):
+            loop.send(garbage)
+        loop.send(b'{"do":"facts","id":"after"}\n')
+        loop.wait_for("facts", lambda line: line.get("id") == "after")
+        refused = loop.wait_for("error", lambda line: line.get("id") == "7")
+
+    assert refused["message"] == "a command is none of sample, check, facts"
+    assert {line["message"] for _at, line in loop.lines if line["kind"] == "error"} == {
+        "a command is not a JSON line",
+        "a command is longer than 4096 bytes",
+        "a command is none of sample, check, facts",
+    }
+
+
+def test_loop_bounds_what_is_asked() -> None:
+    with LoopProcess.start(sys.executable, checks=[SLEEPER], sample_interval_seconds=60) as loop:
+        loop.send(b"".join(b'{"do":"check","id":"%d"}\n' % number for number in range(12)))
+        refused = loop.wait_for("error")
+
+    assert refused["message"] == "check: too many are waiting already"
+
+
+def test_loop_catches_up_on_nothing_after_it_was_stopped() -> None:
+    with LoopProcess.start(sys.executable, sample_interval_seconds=0.2, beat_interval_seconds=0.1) as loop:
+        loop.wait_for_count("sample", 2)
+        os.kill(loop.pid, signal.SIGSTOP)
+        try:
+            time.sleep(5)  # what is tested is the time in which it does not run
+        finally:
+            resumed = time.monotonic()
+            os.kill(loop.pid, signal.SIGCONT)
+        before = len([at for at in loop.times("sample") if at < resumed])
+        loop.wait_for_count("sample", before + 6)
+
+    times = [at for at in loop.times("sample") if at >= resumed][:6]
+    assert times[-1] - times[0] > 0.7
+
+
+def test_loop_ends_when_nobody_can_hear_it() -> None:
+    with LoopProcess(bootstrap_command(sys.executable), bundle(LoopOptions(sample_interval_seconds=60))) as loop:
+        assert b"hello" in loop.stdout.readline()
+        loop.stdout.close()
+
+        # A pipe that broke is noticed without anything to say.
+        assert loop.wait_for_end(3.0) == 0
+        assert loop.stderr.read() == b""
+
+
+def test_loop_ends_with_its_input_while_nobody_reads() -> None:
+    options = LoopOptions(sample_interval_seconds=0.05, beat_interval_seconds=0.05)
+    with LoopProcess(bootstrap_command(sys.executable), b"") as loop:
+        fcntl.fcntl(loop.stdout.fileno(), fcntl.F_SETPIPE_SZ, 4096)
+        loop.send(bundle(options))
+        assert wait_until(lambda: unread_bytes(loop) > 0)
+        time.sleep(1)  # a pipe of one page is full by now, and stays so
+        loop.stdin.close()
+
+        assert loop.wait_for_end(3.0) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_loop_ends_on_a_signal(number: signal.Signals) -> None:
+    with LoopProcess.start(sys.executable) as loop:
+        loop.wait_for("hello")
+        loop.wait_for("facts")
+        os.kill(loop.pid, number)
+
+        assert loop.wait_for_end(3.0) == 0
+
+
+def test_loop_leaves_no_command_behind() -> None:
+    # An argument of its own, so that no other process is taken for it.
+    argument = f"4321.{os.getpid()}"
+    stuck = {**SLEEPER, "argv": ["sleep", argument]}
+    with LoopProcess.start(sys.executable, checks=[stuck]) as loop:
+        assert wait_until(lambda: is_running(argument), 20)
+        loop.stdin.close()
+        loop.wait_for_end(3.0)
+
+    assert wait_until(lambda: not is_running(argument))
+
+
+def test_hanging_check_delays_neither_samples_nor_beats() -> None:
+    with LoopProcess.start(
+        sys.executable, checks=[SLEEPER], sample_interval_seconds=1.0, beat_interval_seconds=0.2
+    ) as loop:
+        samples = loop.wait_for_count("sample", 5)
+
+    gaps = [later - earlier for earlier, later in pairwise(samples)]
+    assert max(gaps) < 1.5
+    assert loop.times("report") == []
+    assert len(loop.times("beat")) >= 8
+
+
+def test_hanging_collector_delays_no_beat(tmp_path: Path) -> None:
+    for path in ("proc/net/dev", "proc/stat", "proc/uptime"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("")
+    # Opening a pipe that nobody writes to waits for ever.
+    os.mkfifo(tmp_path / "proc/meminfo")
+    script = (
+        f"import sys; sys.path.insert(0, {str(COLLECTIONS)!r})\n"
+        f"from {PACKAGE}._probe_loop import Loop\nfrom {PACKAGE}._probe_read import Reader\nimport os\n"
+        f"Loop({{'sample_interval_seconds': 0.5, 'beat_interval_seconds': 0.2}}, Reader({str(tmp_path)!r})).run()\n"
+        "os._exit(0)"
+    )
+    (tmp_path / "run.py").write_text(script)
+
+    with LoopProcess(f"{sys.executable} {tmp_path}/run.py", b"") as loop:
+        loop.listen()
+        samples = loop.wait_for_count("sample", 2)
+        loop.stdin.close()
+        loop.wait_for_end(3.0)
+
+    first, second = [line["data"]["errors"] for _at, line in loop.lines if line["kind"] == "sample"][:2]
+    assert {"collector": "memory", "message": "timed out after 2.0 s"} in first
+    assert any(error["message"].startswith("still blocked") for error in second)
+    beats = [at for at in loop.times("beat") if at < samples[0]]
+    assert len(beats) >= 7
+    assert max(later - earlier for earlier, later in pairwise(beats)) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [(5.0, 10.0), (10.0, 12.0), (11.9, 12.0), (12.0, 14.0), (1000.5, 1002.0)],
+    ids=["before", "on", "within", "next", "much-later"],
+)
+def test_next_on_beat_keeps_the_beat(after: float, expected: float) -> None:
+    assert next_on_beat(10.0, 2.0, after) == expected
+
+
+@pytest.mark.parametrize(
+    ("pieces", "commands", "refusals"),
+    [
+        ([b'{"do":"check","id":"1"}\n{"do":"facts","id":"2"}\n'], [("check", "1"), ("facts", "2")], 0),
+        ([b'{"do":"che', b'ck","id":"1"}', b"\n"], [("check", "1")], 0),
+        ([b"\n \n"], [], 0),
+        ([b"[1]\n"], [], 1),
+        ([b'{"do":"check"}\n'], [], 1),
+        ([b'{"do":"check","id":7}\n'], [], 1),
+        ([b'{"do":["check"],"id":"7"}\n'], [], 1),
+        ([b'{"do":"check","id":"' + b"x" * 129 + b'"}\n'], [], 1),
+        ([b"x" * 3000, b"x" * 3000, b"x" * 3000, b'\n{"do":"check","id":"1"}\n'], [("check", "1")], 1),
+        ([b"x" * (MAX_COMMAND_BYTES + 1) + b'\n{"do":"check","id":"1"}\n'], [("check", "1")], 1),
+    ],
+    ids=["two", "pieces", "blank", "list", "no-id", "number", "odd-action", "long-id", "long-pieces", "long"],
+)
+def test_feed_cuts_commands(pieces: list[bytes], commands: list[tuple[str, str]], refusals: int) -> None:
+    refused: list[str] = []
+    reader = CommandReader(lambda message, command_id: refused.append(message))
+
+    found = [command for piece in pieces for command in reader.feed(piece)]
+
+    assert found == commands
+    assert len(refused) == refusals
+
+
+def take_all(outbox: Outbox) -> list[dict[str, Any]]:
+    lines = []
+    while not outbox.empty:
+        lines.append(outbox.take() or b"")
+    return [{"bytes": len(line), **json.loads(line)} for line in lines]
+
+
+def test_tell_leaves_out_the_containers_of_a_long_sample() -> None:
+    outbox = Outbox(4096)
+    items = [{"name": "a" * 100} for _number in range(100)]
+
+    outbox.tell("sample", {"cpu": None, "containers": {"runtime": "docker", "items": items}, "errors": []}, "7")
+
+    error, sample = take_all(outbox)
+    assert error["kind"] == "error"
+    assert "its 100 containers left out" in error["message"]
+    assert sample["bytes"] <= 4096
+    assert sample["id"] == "7"
+    assert sample["data"]["containers"] is None
+    assert [error["collector"] for error in sample["data"]["errors"]] == ["containers"]
+
+
+def test_tell_never_gives_a_line_that_is_too_long() -> None:
+    outbox = Outbox(4096)
+
+    outbox.tell("report", {"checks": ["x" * 5000]}, "7")
+
+    (error,) = take_all(outbox)
+    assert (error["kind"], error["id"]) == ("error", "7")
+    assert error["message"].startswith("report: not sent, its line has 50")
+
+
+def test_fail_is_short_whatever_it_says() -> None:
+    outbox = Outbox(4096)
+
+    outbox.fail("\0\U0001f600" * 5000)
+
+    assert take_all(outbox)[0]["bytes"] < 4096
+
+
+def test_outbox_keeps_the_newest_of_a_kind() -> None:
+    outbox = Outbox(4096)
+
+    for number in range(5):
+        outbox.tell("sample", {"number": number})
+    outbox.tell("sample", {"number": 9}, "asked")
+
+    assert [line["data"]["number"] for line in take_all(outbox)] == [4, 9]
+
+
+def test_outbox_is_bounded_while_nobody_reads() -> None:
+    outbox = Outbox(4096)
+
+    for number in range(1000):
+        outbox.fail(f"fault {number}")
+        assert not outbox.empty
+
+    lines = take_all(outbox)
+    assert len(lines) == 65
+    assert lines[-1]["message"] == "lines were lost, nobody read them"
