@@ -84,7 +84,8 @@ def create_app(
         queue,
         clock,
         instance_id,
-        chores=[allocator.expire],
+        # The picture of the fleet is kept fresh, so that the first request after a quiet time need not wait for it.
+        chores=[allocator.expire, placer.warm],
         hourly_chores=[placer.prune],
         in_hand=monitor.in_hand,
     )

@@ -22,12 +22,14 @@ from running_service import RunningService
 from fleet.conftest import RunningFleet
 from fleet.image import SERVICE, USER
 from fleet.nodes import Fleet, Node
+from fleet.slow_link import slow_link
 from fleet.waiting import wait_until
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(300)]
 SSH_PORT = 22
 BEAT_SECONDS = 5
-LOSSY_SECONDS = 60
+# Ten minutes were tried as well.
+LOSSY_SECONDS = float(os.environ.get("NODE_MANAGER_LOSSY_SECONDS", "45"))
 NODE_TYPES = {
     "node_types": {
         "demo": {
@@ -45,14 +47,14 @@ class Watching:
         self.service = service
         self.api = api
 
-    def register(self, node: Node, site: str = "plant-1") -> None:
+    def register(self, node: Node, site: str = "plant-1", address: str = "", port: int = SSH_PORT) -> None:
         """Register a node, to be looked at by stream only."""
         declared = {
             "node_id": node.node_id,
-            "address": node.bridge_address,
+            "address": address or node.bridge_address,
             "node_type": "demo",
             "location": {"site": site},
-            "connection": {"credential": "fleet", "become": True, "port": SSH_PORT},
+            "connection": {"credential": "fleet", "become": True, "port": port},
         }
         answer = self.api.post("/nodes", params={"look": False}, json=declared)
         assert answer.status_code == 201, answer.text
@@ -149,21 +151,24 @@ def test_crashed_node_is_suspect_at_once_and_unreachable_soon(watching: Watching
     assert watching.transitions(node) == [("suspect", "unreachable"), ("healthy", "suspect")]
 
 
-@pytest.mark.parametrize("fault", ["pause", "cut"])
-def test_silent_node_is_suspect_and_unreachable_in_time(
-    watching: Watching, fleet: Fleet, node: Node, fault: str
-) -> None:
+def test_silent_nodes_are_suspect_and_unreachable_in_time(watching: Watching, fleet: Fleet) -> None:
+    frozen, cut, _ = fleet.nodes
     watching.register_all(fleet)
 
-    getattr(node, fault)()
     try:
-        suspect = watching.wait_for(node, "suspect", "unreachable", seconds=15)
-        unreachable = suspect + watching.wait_for(node, "unreachable", seconds=25)
+        frozen.pause()
+        cut.cut()
+        began = time.monotonic()
+        suspect = [watching.wait_for(node, "suspect", "unreachable", seconds=15) for node in (frozen, cut)]
+        for node in (frozen, cut):
+            watching.wait_for(node, "unreachable", seconds=25)
+        unreachable = time.monotonic() - began
     finally:
-        {"pause": node.unpause, "cut": node.mend}[fault]()
+        frozen.unpause()
+        cut.mend()
 
-    assert (suspect <= 10, unreachable <= 20) == (True, True), (suspect, unreachable)
-    assert watching.health(node)["evidence"] == "peers_blind"
+    assert (sum(suspect) <= 10, unreachable <= 20) == (True, True), (suspect, unreachable)
+    assert [watching.health(node)["evidence"] for node in (frozen, cut)] == ["peers_blind"] * 2
 
 
 def test_lost_node_comes_back_through_recovery_and_probation(
@@ -185,23 +190,25 @@ def test_lost_node_comes_back_through_recovery_and_probation(
     assert shown["evidence"] is None
 
 
-@pytest.mark.parametrize("fault", ["way cut", "sshd gone"])
-def test_node_that_peers_see_is_degraded_and_not_offline(
-    watching: Watching, fleet: Fleet, node: Node, fault: str
-) -> None:
+def test_nodes_that_peers_see_are_degraded_and_not_offline(watching: Watching, fleet: Fleet, node: Node) -> None:
+    way_cut, _, sshd_gone = fleet.nodes
     watching.register_all(fleet)
 
-    if fault == "way cut":
-        node.cut(management_only=True)
-    else:
-        node.exec("sh", "-c", "systemctl stop ssh.socket ssh.service; pkill -x sshd || true")
-    watching.wait_for(node, "degraded", seconds=25)
-    time.sleep(10)
+    try:
+        way_cut.cut(management_only=True)
+        sshd_gone.exec("sh", "-c", "systemctl stop ssh.socket ssh.service; pkill -x sshd || true")
+        for lost in (way_cut, sshd_gone):
+            watching.wait_for(lost, "degraded", seconds=25)
+        time.sleep(10)
+        shown = {lost: watching.health(lost) for lost in (way_cut, sshd_gone)}
+    finally:
+        way_cut.mend()
 
-    shown = watching.health(node)
-    assert (shown["health"], shown["status"], shown["schedulable"]) == ("degraded", "online", False)
-    assert "ManagementPath" in [item["type"] for item in shown["conditions"] if not item["status"]]
-    assert ("suspect", "unreachable") not in watching.transitions(node)
+    for lost, health in shown.items():
+        assert (health["health"], health["status"], health["schedulable"]) == ("degraded", "online", False)
+        assert "ManagementPath" in [item["type"] for item in health["conditions"] if not item["status"]]
+        assert "unreachable" not in [after for _, after in watching.transitions(lost)]
+    assert node == sshd_gone
 
 
 def test_site_that_is_cut_as_a_whole_is_frozen(watching: Watching, fleet: Fleet) -> None:
@@ -244,16 +251,20 @@ def test_manager_that_restarts_during_a_cut_takes_its_time(
             watching.wait_for(other, "healthy", seconds=30)
 
 
-def test_lossy_slow_link_raises_no_false_alarm(watching: Watching, fleet: Fleet, node: Node) -> None:
-    watching.register_all(fleet)
+def test_lossy_slow_link_raises_no_false_alarm(watching: Watching, node: Node) -> None:
+    with slow_link(node.bridge_address, SSH_PORT, 0.3) as port:
+        watching.register(node, address="127.0.0.1", port=port)
+        watching.wait_for(node, "healthy", seconds=60)
+        node.lose_packets(10)
+        try:
+            time.sleep(LOSSY_SECONDS)
+            seen = watching.transitions(node)
+            states = watching.api.get("/monitoring").json()["states"]
+        finally:
+            node.mend()
 
-    node.lose_packets(10)
-    try:
-        time.sleep(LOSSY_SECONDS)
-    finally:
-        node.mend()
-
-    assert "unreachable" not in [after for _, after in watching.transitions(node)]
+    assert "unreachable" not in [after for _, after in seen]
+    assert states.keys() <= {"streaming", "suspect", "opening"}
 
 
 def test_manager_without_file_descriptors_blames_nobody(watching: Watching, fleet: Fleet) -> None:
