@@ -41,6 +41,7 @@ PRIME_SECONDS = 1.0
 # The options stand at the bundle's end, behind what is packed.
 OPTIONS_START = b'{"sample_interval_seconds":'
 TAIL_BYTES = 64 * 1024
+MSG_IGNORE = 2
 # As many as may wait to be accepted while all of a fleet dials at once.
 BACKLOG = 1024
 
@@ -133,7 +134,9 @@ class _Node(asyncssh.SSHServerSession[bytes]):
         interval, pause = options["sample_interval_seconds"], options["check_interval_seconds"]
         self._at(first, "first", self._first)
         self._at(first, "beat", self._repeat, BEAT, options["beat_interval_seconds"])
-        self._at(first + options["first_delay_seconds"] + interval, "sample", self._repeat, None, interval)
+        delay = options["first_delay_seconds"]
+        # As the probe has it: rates over less than half an interval say nothing.
+        self._at(first + delay + (interval if delay < interval / 2 else 0), "sample", self._repeat, None, interval)
         self._at(first + pause, "check", self._repeat, self._script.report, pause)
 
     def _first(self, _name: str, _at: float) -> None:
@@ -163,6 +166,16 @@ class _Node(asyncssh.SSHServerSession[bytes]):
 class _Server(asyncssh.SSHServer):
     def __init__(self, script: Script) -> None:
         self._script = script
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        # asyncssh sends an empty packet before each one, which OpenSSH doesn't: they would cost the manager as much again.
+        send: Callable[..., None] = conn.send_packet
+
+        def send_packet(kind: int, *parts: bytes, **more: Any) -> None:
+            if kind != MSG_IGNORE:
+                send(kind, *parts, **more)
+
+        conn.send_packet = send_packet  # type: ignore[method-assign]
 
     def session_requested(self) -> asyncssh.SSHServerSession[bytes]:
         return _Node(self._script)

@@ -7,7 +7,9 @@ decides. Many deployments share one transaction where they come together.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +46,7 @@ from node_manager.store.bulk import BulkInsert, is_one_of
 from node_manager.store.documents import JsonText
 
 _ATTEMPTS = 5
+_FRESH_SECONDS = 300.0
 # Any number that nothing else in the database uses: "plac".
 _LOCK_KEY = 0x706C6163
 # How much is to be told about a request: two that differ in nothing else are the same.
@@ -95,6 +98,7 @@ class DeploymentPlacer:
         self._allocator = allocator
         self._clock = clock
         self._lock = threading.Lock()
+        self._asked_at = -math.inf
         self._stale_after = settings.configuration.monitoring.stale_after_seconds
         self._forget_index(RequestMix())
 
@@ -105,6 +109,7 @@ class DeploymentPlacer:
             QuotaExceededError; NothingFitsError with reasons and changes that help; InvalidInputError.
         Errors: StoreUnavailableError; then nothing of the batch was placed.
         """
+        self._asked_at = time.monotonic()
         self._allocator.expire()
         for attempt in range(_ATTEMPTS):
             try:
@@ -182,6 +187,11 @@ class DeploymentPlacer:
         """Read the fleet, so that the first who asks need not wait for it."""
         with self.picture():
             pass
+
+    def keep_fresh(self) -> None:
+        """Follow the fleet between requests, so that they find little to read; not where nobody has asked for a while."""
+        if time.monotonic() - self._asked_at < _FRESH_SECONDS:
+            self.warm()
 
     def prune(self) -> None:
         """Forget old decisions."""

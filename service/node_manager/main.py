@@ -84,10 +84,9 @@ def create_app(
         queue,
         clock,
         instance_id,
-        # The picture of the fleet is kept fresh, so that the first request after a quiet time need not wait for it.
-        chores=[allocator.expire, placer.warm],
+        chores=[allocator.expire, placer.keep_fresh],
         hourly_chores=[placer.prune],
-        in_hand=monitor.in_hand,
+        is_in_hand=monitor.has_in_hand,
     )
     parts = Parts(
         settings=settings,

@@ -27,8 +27,10 @@ answers = set()
 for address in ask["addresses"]:
     try:
         found = socket.create_connection((address, ask["port"]), ask["seconds"] / 2)
-        found.recv(4)
-        answers.add("seen")
+        # An address of the silent node may be one of our own too, such as that of a container bridge.
+        own = found.getsockname()[0] == found.getpeername()[0]
+        own or found.recv(4)
+        answers.add("cannot_tell" if own else "seen")
     except ConnectionError:
         answers.add("seen")
     except socket.timeout:

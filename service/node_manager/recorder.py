@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future
 
 import structlog
@@ -18,7 +17,8 @@ from node_manager.domain import ObservationKind
 from node_manager.observations import Observation, ObservationLog
 from node_manager.store import StoreUnavailableError
 
-BATCH = 500
+# More would save little, and keep everybody else's transactions waiting: that many are about 70 ms.
+BATCH = 200
 _MAX_WAITING = 50_000
 _RETRY_SECONDS = 1.0
 _STOP_SECONDS = 10.0
@@ -31,9 +31,9 @@ _Item = tuple[Observation, Future[bool] | None]
 class Recorder:
     """The way from the streams to the store."""
 
-    def __init__(self, observations: ObservationLog, pause_seconds: float = 0.25) -> None:
+    def __init__(self, observations: ObservationLog, pause_seconds: float = 1.0) -> None:
         self._observations = observations
-        # Collecting for a moment makes few large transactions out of many small ones.
+        # Collecting for a moment makes few large transactions out of many small ones, which cost 1.5 ms each beside the samples.
         self._pause_seconds = pause_seconds
         self._log = structlog.get_logger()
         self._waiting: deque[_Item] = deque()
@@ -41,6 +41,7 @@ class Recorder:
         self._hurry = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        self._ended = False
         self.given_up = 0
 
     def start(self) -> None:
@@ -61,10 +62,15 @@ class Recorder:
         What is waited for, and what the manager concluded, is recorded at once.
         """
         with self._lock:
-            if len(self._waiting) >= _MAX_WAITING:
-                self._give_up_one()
-            self._waiting.append((observation, recorded))
-        if recorded is not None or observation.kind not in _EXPENDABLE:
+            if ended := self._ended:
+                self.given_up += 1
+            else:
+                if len(self._waiting) >= _MAX_WAITING:
+                    self._give_up_one()
+                self._waiting.append((observation, recorded))
+        if ended:
+            _settle(recorded, kept=False)
+        elif recorded is not None or observation.kind not in _EXPENDABLE:
             self._hurry.set()
 
     def _give_up_one(self) -> None:
@@ -84,6 +90,8 @@ class Recorder:
             if not more:
                 self._hurry.wait(self._pause_seconds)
                 self._hurry.clear()
+        with self._lock:
+            self._ended = True
         for _, recorded in self._waiting:
             _settle(recorded, kept=False)
 
@@ -100,28 +108,34 @@ class Recorder:
             with self._lock:
                 self._waiting.extendleft(reversed(taken))
             return not self._stopped.wait(_RETRY_SECONDS)
-        return len(self._waiting) >= BATCH
+        # At the end nothing is left for a later batch.
+        return len(self._waiting) >= (1 if self._stopped.is_set() else BATCH)
 
-    def _record(self, taken: Sequence[_Item]) -> None:
-        try:
-            outcome = self._observations.record([observation for observation, _ in taken], from_manager=True)
-        except StoreUnavailableError:
-            raise
-        except Exception:
-            if len(taken) == 1:
-                self._log.exception("an observation can't be recorded", node_id=taken[0][0].node_id)
+    def _record(self, taken: list[_Item]) -> None:
+        """Record all of *taken*; what the store does not answer for stays in it."""
+        size = len(taken)
+        while taken:
+            some = taken[:size]
+            try:
+                outcome = self._observations.record([observation for observation, _ in some], from_manager=True)
+            except StoreUnavailableError:
+                raise
+            except Exception:
+                if size > 1:
+                    # One that can't be recorded must not take the others with it.
+                    size = len(some) // 2
+                    continue
+                self._log.exception("an observation can't be recorded", node_id=some[0][0].node_id)
                 self.given_up += 1
-                _settle(taken[0][1], kept=False)
-                return
-            # One that can't be recorded must not take the others with it.
-            half = len(taken) // 2
-            self._record(taken[:half])
-            self._record(taken[half:])
-            return
-        for rejection in outcome.rejected:
-            self._log.info("an observation was rejected", node_id=rejection.node_id, reason=rejection.message)
-        for _, recorded in taken:
-            _settle(recorded, kept=True)
+                _settle(some[0][1], kept=False)
+            else:
+                for rejection in outcome.rejected:
+                    self._log.info("an observation was rejected", node_id=rejection.node_id, reason=rejection.message)
+                rejected = {rejection.index for rejection in outcome.rejected}
+                for index, (_, recorded) in enumerate(some):
+                    _settle(recorded, kept=index not in rejected)
+            del taken[:size]
+            size = len(taken)
 
 
 def _settle(recorded: Future[bool] | None, *, kept: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -34,6 +34,7 @@ else:
 _LIST_SECONDS = 2.0
 _STOP_SECONDS = 10.0
 _MAX_SHOWN = 100
+_NOBODY: frozenset[str] = frozenset()
 
 
 class ResourceMonitor:
@@ -52,14 +53,15 @@ class ResourceMonitor:
         self._watch: FleetWatch | None = None
         self._fetching: dict[tuple[str, ObservationKind], Future[bool]] = {}
         self._fetching_lock = threading.Lock()
-        # Read by other threads: replaced whole, never changed.
-        self._in_hand: frozenset[str] = frozenset()
+        monitoring = settings.configuration.monitoring
+        self._streams = monitoring.scheduled and monitoring.stream
+        # None: all, as nothing is watched by stream. Read by other threads: replaced whole, never changed.
+        self._left_to_ansible: frozenset[str] | None = _NOBODY if self._streams else None
 
     def start(self, leads: Callable[[], bool]) -> None:
         """Begin to watch as soon as this manager leads; do nothing where monitoring is not ours, or not by streams."""
         self._leads = leads
-        monitoring = self._settings.configuration.monitoring
-        if not (monitoring.scheduled and monitoring.stream):
+        if not self._streams:
             return
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), name="monitor", daemon=True)
@@ -74,9 +76,14 @@ class ResourceMonitor:
             self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(_STOP_SECONDS)
 
-    def in_hand(self) -> Collection[str]:
-        """Name the nodes that nobody else needs to look at."""
-        return self._in_hand
+    def has_in_hand(self, node_id: str) -> bool:
+        """Tell whether nobody else needs to look at a node.
+
+        One that isn't watched yet counts too: else a manager that starts would have Ansible look at the whole fleet, 10,000
+        nodes for most of an hour.
+        """
+        left = self._left_to_ansible
+        return left is not None and node_id not in left
 
     def fetch(self, node_id: str, kind: ObservationKind) -> Future[bool] | None:
         """Have a node look at itself now: true once that is recorded; None where no stream is open.
@@ -135,6 +142,7 @@ class ResourceMonitor:
                     await self._watch_fleet()
                 except Exception:  # without this thread no node would be watched any more
                     self._log.exception("watching stumbled, it begins anew")
+                    self._left_to_ansible = None
             await self._pause()
 
     async def _watch_fleet(self) -> None:
@@ -150,7 +158,7 @@ class ResourceMonitor:
                 await self._pause()
         finally:
             self._watch = None
-            self._in_hand = frozenset()
+            self._left_to_ansible = _NOBODY
             await watch.close()
 
     async def _keep_list(self, watch: FleetWatch) -> None:
@@ -160,7 +168,7 @@ class ResourceMonitor:
             targets = await asyncio.to_thread(watch_list.read_targets, self._store, self._settings, wanted)
             for node_id, target in targets.items():
                 watch.add(*found[node_id], target)
-        self._in_hand = watch.in_hand()
+        self._left_to_ansible = watch.left_to_ansible()
 
     async def _pause(self) -> None:
         assert self._stopping is not None

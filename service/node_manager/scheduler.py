@@ -41,6 +41,10 @@ _COVERED_BY = {
 }
 
 
+def _nobody(_node_id: str) -> bool:
+    return False
+
+
 class Scheduler:
     """What happens by itself."""
 
@@ -53,7 +57,7 @@ class Scheduler:
         instance_id: str = "manager",
         chores: Sequence[Callable[[], object]] = (),
         hourly_chores: Sequence[Callable[[], object]] = (),
-        in_hand: Callable[[], Collection[str]] = frozenset,
+        is_in_hand: Callable[[str], bool] = _nobody,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -62,8 +66,8 @@ class Scheduler:
         # What the parts want done every round (a second), and every hour, by one manager.
         self._chores = chores
         self._hourly_chores = hourly_chores
-        # The nodes that are looked at without jobs.
-        self._in_hand = in_hand
+        # Whether a node is looked at without jobs.
+        self._is_in_hand = is_in_hand
         self._instance_id = instance_id
         self._log = structlog.get_logger().bind(instance_id=instance_id)
         self._stopped = threading.Event()
@@ -202,8 +206,9 @@ class Scheduler:
     def _submit(self, action: JobAction, why: str, found: set[str], seconds: float, now: datetime) -> set[str]:
         """Submit jobs for those nodes that were not tried lately and that no job is on its way to; give these nodes."""
         tried = self._tried.setdefault(why, {})
-        in_hand = self._in_hand()
-        due = {node_id for node_id in found if node_id not in in_hand and _is_due(tried.get(node_id), now, seconds)}
+        due = {
+            node_id for node_id in found if _is_due(tried.get(node_id), now, seconds) and not self._is_in_hand(node_id)
+        }
         if due:
             due -= self._queue.active_nodes(*_COVERED_BY[action])
         for chunk in _chunks(sorted(due)):

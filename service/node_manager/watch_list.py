@@ -6,10 +6,11 @@ Reads only.
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -22,10 +23,10 @@ from node_manager.store import Store, tables
 _SSH_PORT = 22
 _MAX_ADDRESSES = 4
 _JUMP_LIMIT = 8
+_HEALTH = {health.value: health for health in Health}
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(NamedTuple):
     """What decides whether and how a node is watched; another value means: look at it anew."""
 
     node_id: str
@@ -54,13 +55,11 @@ def read_nodes(store: Store) -> dict[str, tuple[Listed, Health]]:
         .where(nodes.admin != Admin.OFFLINE.value)
     )
     with store.read() as connection:
+        # Read every two seconds: unpacked, 10,000 rows take 30 ms, and 62 ms by their names.
         return {
             # Nodes of one zone that name no site are neighbours as far as anybody knows.
-            row.node_id: (
-                Listed(row.node_id, row.generation, row.node_type or row.recognised_type, row.site or row.zone),
-                Health(row.health),
-            )
-            for row in connection.execute(query)
+            node_id: (Listed(node_id, generation, declared or recognised, site or zone), _HEALTH[health])
+            for node_id, generation, declared, recognised, site, zone, health in connection.execute(query)
         }
 
 
@@ -101,6 +100,43 @@ def read_targets(store: Store, settings: Settings, node_ids: Collection[str]) ->
     }
 
 
+class TargetReader:
+    """Reads targets for many that ask at once: all that ask while a read is under way share the next one.
+
+    One by one a fleet of 10,000 that is opened costs ten times as much, and a thread's time for each.
+    """
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._store = store
+        self._settings = settings
+        self._one_by_one = asyncio.Lock()
+        self._wanted: set[str] = set()
+        self._next: asyncio.Task[dict[str, Target]] | None = None
+
+    async def read(self, node_id: str) -> Target | None:
+        """Read how a node is reached, as it is now; None for one that is gone.
+
+        Errors: StoreUnavailableError.
+        """
+        self._wanted.add(node_id)
+        if self._next is None:
+            self._next = asyncio.create_task(self._read_wanted())
+            self._next.add_done_callback(_retrieve)
+        # One that is cancelled must not take it from the others.
+        return (await asyncio.shield(self._next)).get(node_id)
+
+    async def _read_wanted(self) -> dict[str, Target]:
+        async with self._one_by_one:
+            wanted, self._wanted, self._next = self._wanted, set(), None
+            return await asyncio.to_thread(read_targets, self._store, self._settings, wanted)
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Take in how a task ended, though nobody waits for it any more."""
+    if not task.cancelled():
+        task.exception()
+
+
 def read_addresses(store: Store, node_id: str) -> list[str]:
     """Read where other nodes may find a node: as declared, and what it last said its addresses are."""
     with store.read() as connection:
@@ -109,6 +145,18 @@ def read_addresses(store: Store, node_id: str) -> list[str]:
     told = [declared] if declared else []
     told += facts.get("addresses") or [] if facts else []
     return [address for address in dict.fromkeys(told) if not _is_own(address)][:_MAX_ADDRESSES]
+
+
+def public_of(addresses: Collection[str]) -> list[str]:
+    """Leave out the addresses that mean another device at each site."""
+    return [address for address in addresses if _is_public(address)]
+
+
+def _is_public(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_global
+    except ValueError:  # a name, which means the same everywhere as far as anybody knows
+        return True
 
 
 def _is_own(address: str) -> bool:

@@ -30,37 +30,20 @@ from typing import Any
 import asyncssh
 import sqlalchemy as sa
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from node_manager.declarations import NodeDeclaration
 from node_manager.node_registry import NodeRegistry
 from node_manager.settings import load_settings
 from node_manager.store import Store, open_store, tables
+from process_load import Load
 from running_service import RunningService
 
+TESTS = Path(__file__).resolve().parents[1]
 SIZES = (100, 1000, 3000, 10_000)
 # A simulator's sockets, and its CPU while a fleet logs in.
 NODES_PER_SIMULATOR = 5000
 OPEN_SECONDS = 600.0
 LOOKS = 12
-TICKS = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True)
-class Load:
-    """What a process has used so far, and holds now."""
-
-    cpu_seconds: float
-    resident_bytes: int
-    threads: int
-
-    @classmethod
-    def of(cls, process_id: int) -> Load:
-        """Read it, with the CPU of children that have ended."""
-        folder = Path("/proc") / str(process_id)
-        fields = (folder / "stat").read_text("ascii").rpartition(")")[2].split()
-        resident = int((folder / "statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return cls(sum(map(int, fields[11:15])) / TICKS, resident, int(fields[17]))
 
 
 @dataclass(frozen=True)
@@ -102,7 +85,7 @@ def main() -> None:
         f" {'threads':>8} {'samples/s':>10} {'age p50':>8} {'p99':>8} {'max s':>8}"
     )
     idle: Row | None = None
-    for size in (0, *arguments.sizes):
+    for size in dict.fromkeys((0, *arguments.sizes)):
         try:
             row = measure(size, arguments)
         except TimeoutError as error:
@@ -118,7 +101,7 @@ def measure(size: int, arguments: argparse.Namespace) -> Row:
     Errors: TimeoutError if not all nodes stream in time.
     """
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streams-")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streams-", ignore_cleanup_errors=True)))
         service = RunningService(folder / "home", settings_of(folder, arguments.interval))
         servers = [
             stack.enter_context(simulator(folder / "id.pub"))
@@ -135,19 +118,20 @@ def measure(size: int, arguments: argparse.Namespace) -> Row:
         wait_for_streams(service, store, size)
         opened = time.monotonic() - begun
         after_opening = Load.of(process_id)
-        time.sleep(arguments.interval + 5)
+        # By then each node is on its beat: its second sample comes after half an interval to one and a half.
+        time.sleep(1.5 * arguments.interval + 3)
         before, start = Load.of(process_id), time.monotonic()
-        since = datetime.now(UTC)
+        known = newest_samples(store)
         ages: list[float] = []
         recorded = 0
         for look in range(LOOKS):
             time.sleep(max(0.0, start + (look + 1) * arguments.window / LOOKS - time.monotonic()))
             now = datetime.now(UTC)
             times = newest_samples(store)
-            ages += [(now - at).total_seconds() for at in times]
+            ages += [(now - at).total_seconds() for at in times.values()]
             # Looks are closer together than samples: each shows those that came since the one before.
-            recorded += sum(at > since for at in times)
-            since = max(times, default=now)
+            recorded += sum(known.get(node_id) != at for node_id, at in times.items())
+            known = times
         after, took = Load.of(process_id), time.monotonic() - start
         return Row(
             size,
@@ -224,17 +208,19 @@ def wait_for_streams(service: RunningService, store: Store, size: int) -> None:
     states: dict[str, int] = {}
     with service.client() as api:
         while time.monotonic() < deadline:
-            time.sleep(0.5)
+            time.sleep(2 if size > 1000 else 0.5)
             states = api.get("/monitoring").json()["states"]
             if states.get("streaming", 0) == size and len(newest_samples(store)) == size:
                 return
     raise TimeoutError(f"after {OPEN_SECONDS:g} s nodes are {states}")
 
 
-def newest_samples(store: Store) -> list[datetime]:
+def newest_samples(store: Store) -> dict[str, datetime]:
     """Read when each node's newest sample was seen."""
+    samples = tables.node_samples.c
     with store.read() as connection:
-        return list(connection.scalars(sa.select(tables.node_samples.c.observed_at)))
+        rows = connection.execute(sa.select(samples.node_id, samples.observed_at))
+        return {row.node_id: row.observed_at for row in rows}
 
 
 def _rank(ranked: list[float], share: float) -> float:

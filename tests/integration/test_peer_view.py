@@ -19,10 +19,12 @@ from ssh_servers import ssh_node
 
 def test_ask_peer_tells_what_the_node_sees(target_of: TargetOf) -> None:
     async def run() -> None:
-        async with ssh_node() as peer, ssh_node() as other, full_backlog() as deaf_port, opened() as opener:
+        async with ssh_node() as peer, ssh_node("127.0.0.5") as other, full_backlog() as deaf_port, opened() as opener:
             stream, heard = await open_on(opener, target_of(peer))
             answers = [
-                await stream.ask_peer(["127.0.0.1"], other.port, 3.0),
+                await stream.ask_peer(["127.0.0.5"], other.port, 3.0),
+                # Its own address, to which the silent node's moved or which both have.
+                await stream.ask_peer(["127.0.0.1"], peer.port, 3.0),
                 await stream.ask_peer(["127.0.0.9"], 9, 3.0),
                 await stream.ask_peer(["127.0.0.1"], deaf_port, 1.5),
                 await stream.ask_peer(["127.0.0.1", "127.0.0.9"], deaf_port, 1.8),
@@ -32,10 +34,10 @@ def test_ask_peer_tells_what_the_node_sees(target_of: TargetOf) -> None:
             stream.send({"still": "there"})
             await heard.until(lambda: bool(heard.lines))
             await stream.close()
-            after = await stream.ask_peer(["127.0.0.1"], other.port, 3.0)
+            after = await stream.ask_peer(["127.0.0.5"], other.port, 3.0)
 
             seen, blind, unknown = Answer.SEEN, Answer.BLIND, Answer.CANNOT_TELL
-            assert answers == [seen, seen, blind, seen, unknown, unknown]
+            assert answers == [seen, unknown, seen, blind, seen, unknown, unknown]
             assert after is unknown
 
     asyncio.run(run())

@@ -54,7 +54,10 @@ class Fleet:
     def __init__(self, store, settings, clock) -> None:
         self.store, self.settings, self.clock = store, settings, clock
         self.queue = JobQueue(store, settings, clock, "one", runner=FakeRunner(settings))
-        self.scheduler = Scheduler(store, settings, self.queue, clock, "one")
+        self.in_hand: set[str] = set()
+        self.scheduler = Scheduler(
+            store, settings, self.queue, clock, "one", is_in_hand=lambda node_id: node_id in self.in_hand
+        )
         self.door = ObservationLog(store, settings, clock)
 
     def round(self) -> list[tuple[JobAction, tuple[str, ...]]]:
@@ -186,6 +189,33 @@ def test_round_does_not_ask_for_what_is_on_its_way(fleet):
     checks = fleet.queue.page(10, action=JobAction.CHECK).jobs
     assert [job.node_ids for job in checks] == [("b", "c")]
     assert len(fleet.queue.page(10, action=JobAction.GATHER).jobs) == 1
+
+
+def test_round_leaves_nodes_alone_that_are_in_hand_until_they_are_not(fleet, clock):
+    add_nodes(fleet.store, fleet.settings, "a", "b")
+    fleet.in_hand = {"a"}
+    assert fleet.round() == [(JobAction.CHECK, ("b",))]
+    clock.advance(3600)
+    fleet.in_hand = {"a", "b"}
+    assert fleet.round() == []
+
+    fleet.in_hand = {"b"}
+    clock.advance(10)
+
+    assert fleet.round() == [(JobAction.CHECK, ("a",))]
+
+
+def test_round_does_not_follow_up_on_nodes_that_are_in_hand(fleet, clock):
+    add_nodes(fleet.store, fleet.settings, "a", "b")
+    for node_id in ("a", "b"):
+        fleet.see(node_id, *BOTH)
+    clock.advance(11)
+    for node_id in ("a", "b"):
+        fleet.fail(node_id)
+    fleet.in_hand = {"a"}
+    clock.advance(2)
+
+    assert fleet.round() == [(JobAction.CHECK, ("b",))]
 
 
 def test_round_splits_many_nodes(fleet, settings):
