@@ -555,3 +555,17 @@ def test_place_forgets_a_node_that_is_gone(placer: DeploymentPlacer, world: Worl
 
     assert refused(problem, NothingFitsError).extra["considered"] == 2
     assert placer.nodes_of("d0")[1] != []
+
+
+def test_keep_fresh_follows_the_fleet_only_once_somebody_asked(
+    placer: DeploymentPlacer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed: list[None] = []
+    monkeypatch.setattr(placer, "warm", lambda: followed.append(None))
+
+    placer.keep_fresh()
+    before = len(followed)
+    placer.place([make_selection_request()])
+    placer.keep_fresh()
+
+    assert (before, len(followed)) == (0, 1)
