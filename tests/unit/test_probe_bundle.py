@@ -141,8 +141,10 @@ def test_loader_compiles_the_checks_only_when_they_are_needed() -> None:
 def test_loop_needs_no_place_to_write() -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may take the write permission from everything")
+    # The one behind the virtual environment, which may lie in /tmp itself.
+    python = os.path.realpath(sys.executable)
     read_only = "mount -t tmpfs -o ro none /tmp && mount -o remount,bind,ro /"
-    wrapped = f"unshare -m sh -c '{read_only} && exec \"$@\"' sh {bootstrap_command(sys.executable)}"
+    wrapped = f"unshare -m sh -c '{read_only} && exec \"$@\"' sh {bootstrap_command(python)}"
     checks = [{"name": "shell", "kind": "command", "argv": ["true"]}]
     if run(f"unshare -m sh -c '{read_only}'", b"").returncode != 0:
         pytest.skip("no mount namespace may be made here")
