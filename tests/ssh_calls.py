@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from node_manager.domain import ContactReason
 from node_manager.ssh_stream import NodeStream, StreamEnd, StreamError, StreamOpener, Target
 
 DEADLINE_SECONDS = 8.0
@@ -66,3 +67,9 @@ async def settle(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not condition():
             await asyncio.sleep(0.02)
+
+
+async def knock(target: Target, timeout_seconds: float) -> tuple[ContactReason, str]:
+    """Knock by an opener of its own, which logs in to jump hosts afresh."""
+    async with opened(handshake_timeout_seconds=timeout_seconds) as opener:
+        return await opener.knock(target, timeout_seconds)

@@ -59,14 +59,14 @@ class LoopOptions:
     max_line_bytes: int = 1_048_576
 
 
-def bootstrap_command(python: str = "python3", become: bool = False) -> str:
-    """Give the command that takes a bundle from standard input and runs the loop; as root if *become*.
+def bootstrap_command(python: str = "python3") -> str:
+    """Give the command that takes a bundle from standard input and runs the loop; as root is the stream's matter.
 
     Errors: the command ends with code 3 and one line on standard error under a Python before 3.8.
     """
     # One line without single quotes inside: csh and fish, which may be the user's shell, read it as sh does.
     script = f"exec({json.dumps(_BOOTSTRAP)})"
-    return f"{'sudo -n ' if become else ''}{shlex.quote(python)} -S -E -c '{script}'"
+    return f"{shlex.quote(python)} -S -E -c '{script}'"
 
 
 def bundle(options: LoopOptions) -> bytes:

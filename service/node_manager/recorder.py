@@ -92,6 +92,11 @@ class Recorder:
                 self._hurry.clear()
         with self._lock:
             self._ended = True
+        if self._waiting:
+            self.given_up += len(self._waiting)
+            self._log.warning(
+                "observations are lost, the store did not answer at the end", observations=len(self._waiting)
+            )
         for _, recorded in self._waiting:
             _settle(recorded, kept=False)
 

@@ -35,7 +35,7 @@ from node_manager.ssh_targets import (
 from node_manager.ssh_wire import WINDOW_BYTES, Login, Logins, open_way
 from node_manager.stream_lines import FLOOD_SECONDS, ErrorTail, LineFeed
 
-__all__ = ["NodeStream", "StreamEnd", "StreamError", "StreamOpener", "Target", "knock"]
+__all__ = ["NodeStream", "StreamEnd", "StreamError", "StreamOpener", "Target"]
 
 _CLOSE_SECONDS = 2.0
 _MAX_UNREAD_BYTES = 64 * 1024
@@ -398,22 +398,6 @@ class _Greeting(asyncio.Protocol):
     def _fail(self, reason: ContactReason, words: str) -> None:
         if not self.heard.done():
             self.heard.set_exception(StreamError(reason, words))
-
-
-async def knock(
-    target: Target, timeout_seconds: float, opener: StreamOpener | None = None
-) -> tuple[ContactReason, str]:
-    """Look whether the node's SSH port answers, on a fresh TCP connection and without a login; OK or why not.
-
-    Shapes: with *opener* its connections to jump hosts are used; otherwise one is made, and counts in the time.
-    """
-    if opener is not None:
-        return await opener.knock(target, timeout_seconds)
-    temporary = StreamOpener(max_handshakes=1, handshake_timeout_seconds=timeout_seconds, max_line_bytes=4096)
-    try:
-        return await temporary.knock(target, timeout_seconds)
-    finally:
-        await temporary.close()
 
 
 @asynccontextmanager

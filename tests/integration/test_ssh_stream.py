@@ -20,9 +20,9 @@ import ssh_servers
 from node_manager.domain import ContactReason
 from node_manager.peers import Answer
 from node_manager.probe_bundle import LoopOptions, bootstrap_command, bundle_parts
-from node_manager.ssh_stream import StreamEnd, StreamError, StreamOpener, Target, knock
+from node_manager.ssh_stream import StreamEnd, StreamError, StreamOpener, Target
 from parts import require
-from ssh_calls import LOCAL, Heard, TargetOf, open_on, opened, refusal, settle
+from ssh_calls import LOCAL, Heard, TargetOf, knock, open_on, opened, refusal, settle
 from ssh_servers import Node, real_sshd, ssh_node, tcp_node
 
 # what is sent and heard
@@ -246,7 +246,7 @@ async def open_and_close(opener: StreamOpener, target: Target) -> None:
 def test_too_few_files_are_the_managers_fault(target_of: TargetOf) -> None:
     program = """
         import asyncio, contextlib, resource, sys
-        from node_manager.ssh_stream import StreamError, StreamOpener, Target, knock
+        from node_manager.ssh_stream import StreamError, StreamOpener, Target
 
         async def main():
             target = Target("n", "127.0.0.1", int(sys.argv[1]), "root", sys.argv[2], (), False, False, False, None)
@@ -262,7 +262,7 @@ def test_too_few_files_are_the_managers_fault(target_of: TargetOf) -> None:
             with contextlib.suppress(OSError):
                 while True:
                     spare.append(open("/dev/null"))
-            reasons.append((await knock(target, 2, opener))[0].value)
+            reasons.append((await opener.knock(target, 2))[0].value)
             print(len(streams) > 10, set(reasons))
 
         asyncio.run(main())

@@ -12,9 +12,8 @@ import asyncssh
 import pytest
 import ssh_servers
 from node_manager.domain import ContactReason
-from node_manager.ssh_stream import knock
 from node_manager.ssh_wire import Logins
-from ssh_calls import LOCAL, TargetOf, open_on, opened, refusal
+from ssh_calls import LOCAL, TargetOf, knock, open_on, opened, refusal
 from ssh_servers import Node, ssh_node, tcp_node
 
 # whom it trusts

@@ -69,10 +69,6 @@ def test_bootstrap_imports_nothing_from_the_users_folder(tmp_path: Path) -> None
         assert loop.wait_for("hello")["pid"] == loop.pid
 
 
-def test_bootstrap_command_asks_for_root() -> None:
-    assert bootstrap_command(become=True) == f"sudo -n {bootstrap_command()}"
-
-
 def test_bootstrap_command_quotes_the_interpreter() -> None:
     assert bootstrap_command("/opt/my python").startswith("'/opt/my python' -S -E -c '")
 
