@@ -120,6 +120,8 @@ class ConditionType(Word):
     NO_MEMORY_KILLS = "NoMemoryKills"
     RESTARTS_NORMAL = "RestartsNormal"
     CERTIFICATES_VALID = "CertificatesValid"
+    # No managed workload runs whose allocation is gone, as on a node that comes back after its work was moved.
+    WORKLOADS_OWNED = "WorkloadsOwned"
 
 
 class CheckState(Word):
@@ -178,6 +180,55 @@ class JobAction(Word):
     REGISTER = "register"
     GATHER = "gather"
     CHECK = "check"
+    RECOVER = "recover"
+
+
+class RecoveryStep(Word):
+    """The steps of recovery that come with the product, mildest first; an operator may add others."""
+
+    RESTART_SERVICE = "restart_service"
+    RESTART_CONTAINER = "restart_container"
+    RESTART_CONTAINER_RUNTIME = "restart_container_runtime"
+    FREE_DISK = "free_disk"
+    RENEW_CLOCK = "renew_clock"
+    REMOUNT_ROOT = "remount_root"
+    REBOOT = "reboot"
+    POWER_CYCLE = "power_cycle"
+    GIVE_UP = "give_up"
+
+
+class RecoveryState(Word):
+    """Where a climb of the recovery ladder is, or how it ended."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    # No step helped; a later climb may.
+    FAILED = "failed"
+    GAVE_UP = "gave_up"
+    CANCELLED = "cancelled"
+    # A dry run has ended: the steps say what they would do.
+    PLANNED = "planned"
+
+
+class StepState(Word):
+    """Where one step of a climb is, or how it ended."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    # Its precheck found nothing to do.
+    SKIPPED = "skipped"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    # Of a dry run: it would act.
+    PLANNED = "planned"
+
+
+class GuardState(Word):
+    """Whether automatic recoveries may start: of a zone, or of the fleet."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
 
 
 class JobState(Word):

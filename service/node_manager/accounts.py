@@ -36,7 +36,7 @@ def fit(
     wanted = {"node_type": node_type, "capacity": capacity, "units": units_of(capacity, facts)}
     row = connection.execute(sa.select(_accounts).where(_accounts.c.node_id == node_id).with_for_update()).one_or_none()
     if row is None:
-        empty: dict[str, Any] = {"allocated": {}, "used_units": {}, "version": 1}
+        empty: dict[str, Any] = {"allocated": {}, "used_units": {}, "version": 1, "epoch": 1}
         connection.execute(_accounts.insert(), {"node_id": node_id, **wanted, **empty})
         return True
     if all(row._mapping[key] == value for key, value in wanted.items()):

@@ -23,7 +23,20 @@ class EventType(StrEnum):
     NODE_DEREGISTERED = "node.lifecycle.deregistered"
     NODE_ADMIN_CHANGED = "node.lifecycle.admin_changed"
     HOST_KEYS_PINNED = "node.lifecycle.host_keys_pinned"
+    # A drain: asked for, its workloads as they are now, and done; owners are expected to move what they have there.
+    DRAIN_STARTED = "node.lifecycle.drain_started"
+    DRAIN_PROGRESSED = "node.lifecycle.drain_progressed"
+    DRAIN_ENDED = "node.lifecycle.drain_ended"
     HEALTH_CHANGED = "node.health.changed"
+    # A lost node: what ran there and where it could go; then that its allocations were taken from it.
+    NODE_LOST = "node.health.lost"
+    NODE_RECLAIMED = "node.health.reclaimed"
+    GHOSTS_FOUND = "node.health.ghosts_found"
+    RECOVERY_STARTED = "recovery.started"
+    RECOVERY_STEP_ENDED = "recovery.step_ended"
+    RECOVERY_ENDED = "recovery.ended"
+    # The guard of a zone or of the fleet; "node_id" of these is the scope.
+    GUARD_CHANGED = "recovery.guard_changed"
     ALLOCATION_RESERVED = "allocation.reserved"
     ALLOCATION_CONFIRMED = "allocation.confirmed"
     ALLOCATION_RELEASED = "allocation.released"

@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import operator
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -49,6 +50,7 @@ class Job:
     action: JobAction
     state: JobState
     requested_by: str
+    variables: Mapping[str, Any]
     message: str | None
     holder: str | None
     created_at: datetime
@@ -92,9 +94,15 @@ class JobStore:
         self._store = store
 
     def submit(
-        self, action: JobAction, node_ids: Collection[str], requested_by: str, now: datetime, max_queued: int
+        self,
+        action: JobAction,
+        node_ids: Collection[str],
+        requested_by: str,
+        now: datetime,
+        max_queued: int,
+        variables: Mapping[str, Any] | None = None,
     ) -> Job:
-        """Put a job on record, or join one that waits or runs already and covers it.
+        """Put a job on record, or join one that waits or runs already and covers it; one with *variables* joins none.
 
         Errors: InvalidInputError, NodeNotFoundError, QueueFullError.
         """
@@ -106,14 +114,17 @@ class JobStore:
             missing = set(wanted) - _registered(connection, wanted)
             if missing:
                 raise NodeNotFoundError(min(missing))
-            job_id = _find_covering(connection, action, wanted)
+            job_id = _find_covering(connection, action, wanted) if variables is None else None
             if job_id is None:
                 _check_bound(connection, max_queued)
-                job_id = _insert(connection, action, wanted, requested_by, now)
+                job_id = _insert(connection, action, wanted, requested_by, now, variables)
             return _load(connection, [job_id])[0]
 
-    def claim_next(self, holder: str, now: datetime, timeout_seconds: float) -> Job | None:
-        """Take the first job whose nodes are all free and not waited for by an earlier one; None if there is none."""
+    def claim_next(self, holder: str, now: datetime, timeout_of: Callable[[JobAction], float]) -> Job | None:
+        """Take the first job whose nodes are all free and not waited for by an earlier one; None if there is none.
+
+        Shapes: *timeout_of* an action is in seconds.
+        """
         if not self._any_queued():
             return None
         with self._store.write() as connection:
@@ -122,14 +133,14 @@ class JobStore:
             chosen = _first_free(connection, blocked)
             if chosen is None:
                 return None
-            job_id, node_ids = chosen
+            job_id, action, node_ids = chosen
             connection.execute(
                 tables.jobs.update().where(tables.jobs.c.job_id == job_id),
                 {
                     "state": JobState.RUNNING.value,
                     "holder": holder,
                     "started_at": now,
-                    "deadline_at": now + timedelta(seconds=timeout_seconds),
+                    "deadline_at": now + timedelta(seconds=timeout_of(action)),
                 },
             )
             connection.execute(
@@ -327,7 +338,12 @@ def _check_bound(connection: sa.Connection, max_queued: int) -> None:
 
 
 def _insert(
-    connection: sa.Connection, action: JobAction, node_ids: Iterable[str], requested_by: str, now: datetime
+    connection: sa.Connection,
+    action: JobAction,
+    node_ids: Iterable[str],
+    requested_by: str,
+    now: datetime,
+    variables: Mapping[str, Any] | None = None,
 ) -> str:
     job_id = str(uuid.uuid4())
     connection.execute(
@@ -337,6 +353,7 @@ def _insert(
             "action": action.value,
             "state": JobState.QUEUED.value,
             "requested_by": requested_by[:64],
+            "variables": dict(variables or {}),
             "created_at": now,
         },
     )
@@ -351,17 +368,18 @@ def _recheck(connection: sa.Connection, node_ids: Sequence[str], now: datetime) 
         _insert(connection, JobAction.CHECK, there, _RECHECK_BY, now)
 
 
-def _first_free(connection: sa.Connection, blocked: set[str]) -> tuple[str, list[str]] | None:
+def _first_free(connection: sa.Connection, blocked: set[str]) -> tuple[str, JobAction, list[str]] | None:
     query = (
-        sa.select(tables.jobs.c.job_id, tables.job_nodes.c.node_id)
+        sa.select(tables.jobs.c.job_id, tables.jobs.c.action, tables.job_nodes.c.node_id)
         .join(tables.job_nodes, tables.job_nodes.c.job_id == tables.jobs.c.job_id)
         .where(tables.jobs.c.state == JobState.QUEUED.value)
         .order_by(tables.jobs.c.sequence, tables.job_nodes.c.node_id)
     )
-    for job_id, rows in itertools.groupby(connection.execute(query), operator.attrgetter("job_id")):
+    by_job = operator.attrgetter("job_id", "action")
+    for (job_id, action), rows in itertools.groupby(connection.execute(query), by_job):
         node_ids = [row.node_id for row in rows]
         if blocked.isdisjoint(node_ids):
-            return job_id, node_ids
+            return job_id, JobAction(action), node_ids
         # Later jobs don't overtake it on the nodes that it waits for.
         blocked.update(node_ids)
     return None
@@ -422,6 +440,7 @@ def _load(connection: sa.Connection, job_ids: Collection[str]) -> list[Job]:
             action=JobAction(row.action),
             state=JobState(row.state),
             requested_by=row.requested_by,
+            variables=row.variables,
             message=row.message,
             holder=row.holder,
             created_at=row.created_at,

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import structlog
 
@@ -96,13 +97,20 @@ class JobQueue:
         self._renewed_at = 0.0
         self._due: dict[str, float] = {}
 
-    def submit(self, action: JobAction, node_ids: Collection[str], requested_by: str) -> Job:
+    def submit(
+        self,
+        action: JobAction,
+        node_ids: Collection[str],
+        requested_by: str,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Job:
         """Ask for a job; one that waits or runs already and does the same on these nodes is joined.
 
+        Shapes: *variables* are told to the playbook as they are, templates in them too; such a job joins none.
         Errors: InvalidInputError, NodeNotFoundError, QueueFullError, StoreUnavailableError.
         """
         limit = self._settings.configuration.ansible.max_queued_jobs
-        job = self._jobs.submit(action, node_ids, requested_by, self._clock(), limit)
+        job = self._jobs.submit(action, node_ids, requested_by, self._clock(), limit, variables)
         self._hurry()
         return job
 
@@ -274,10 +282,16 @@ class JobQueue:
         now = self._monotonic()
         if now - self._renewed_at > _FENCE_SECONDS:
             self._stop_runs(JobState.INTERRUPTED, "the store did not answer for too long")
-        seconds = self._settings.configuration.ansible.job_timeout_seconds
         for run in self._running():
             if now >= run.deadline:
+                seconds = self._timeout_of(run.job.action)
                 self._stop_run(run, JobState.TIMED_OUT, f"stopped at its deadline of {seconds:g} s")
+
+    def _timeout_of(self, action: JobAction) -> float:
+        configuration = self._settings.configuration
+        if action is JobAction.RECOVER:
+            return configuration.recovery.step_timeout_seconds
+        return configuration.ansible.job_timeout_seconds
 
     def _renew(self) -> None:
         began = self._monotonic()
@@ -288,14 +302,13 @@ class JobQueue:
 
     def _start_waiting(self) -> None:
         limit = self._settings.configuration.ansible.max_running_jobs
-        seconds = self._settings.configuration.ansible.job_timeout_seconds
         while not self._closing.is_set() and len(self._running()) < limit:
             if self._monotonic() - self._renewed_at > _FENCE_SECONDS:
                 return
-            job = self._jobs.claim_next(self._instance_id, self._clock(), seconds)
+            job = self._jobs.claim_next(self._instance_id, self._clock(), self._timeout_of)
             if job is None:
                 return
-            run = _Run(job, self._monotonic() + seconds)
+            run = _Run(job, self._monotonic() + self._timeout_of(job.action))
             run.thread = threading.Thread(target=self._follow, args=(run,), name=f"job-{job.job_id}", daemon=True)
             with self._guard:
                 self._runs[job.job_id] = run
@@ -336,7 +349,7 @@ class JobQueue:
         log = self._log.bind(job_id=job.job_id, action=job.action.value)
         log.info("job started", nodes=len(job.nodes))
         try:
-            end = self._runner.run(RunRequest(job.job_id, job.action, job.node_ids), run.stop)
+            end = self._runner.run(RunRequest(job.job_id, job.action, job.node_ids, job.variables), run.stop)
         except Exception as error:  # the job fails with it, and the thread goes on to say so
             log.exception("the job could not be run")
             end = RunEnd(complete=False, message=f"the job could not be run: {error}")

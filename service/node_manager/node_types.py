@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from node_manager.domain import parse_check
+from node_manager.domain import ConditionType, RecoveryStep, parse_check
 
 TYPE_NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
@@ -22,6 +22,36 @@ def _check_pattern(value: str) -> str:
     except re.error as error:
         raise ValueError(f"expected a regular expression: {error}") from None
     return value
+
+
+def _check_condition(value: str) -> str:
+    known = [condition.value for condition in ConditionType]
+    if value not in known:
+        raise ValueError(f"expected a condition, one of {', '.join(known)}")
+    return value
+
+
+StepName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+Ladders = dict[
+    Annotated[str, Field(pattern=r"^[A-Z][A-Za-z]+$"), AfterValidator(_check_condition)],
+    Annotated[list[StepName], Field(max_length=20)],
+]
+
+
+_STEPS: dict[ConditionType, tuple[RecoveryStep, ...]] = {
+    ConditionType.REACHABLE: (RecoveryStep.POWER_CYCLE, RecoveryStep.GIVE_UP),
+    ConditionType.CHECKS_PASSING: (
+        RecoveryStep.RESTART_SERVICE,
+        RecoveryStep.RESTART_CONTAINER_RUNTIME,
+        RecoveryStep.RESTART_CONTAINER,
+        RecoveryStep.GIVE_UP,
+    ),
+    ConditionType.DISK_SPACE_SUFFICIENT: (RecoveryStep.FREE_DISK, RecoveryStep.GIVE_UP),
+    ConditionType.INODES_SUFFICIENT: (RecoveryStep.FREE_DISK, RecoveryStep.GIVE_UP),
+    ConditionType.CLOCK_SYNCHRONISED: (RecoveryStep.RENEW_CLOCK, RecoveryStep.GIVE_UP),
+    ConditionType.ROOT_WRITABLE: (RecoveryStep.REMOUNT_ROOT, RecoveryStep.REBOOT, RecoveryStep.GIVE_UP),
+}
+DEFAULT_LADDERS: Ladders = {condition.value: [step.value for step in steps] for condition, steps in _STEPS.items()}
 
 
 Edge = Annotated[float, Field(allow_inf_nan=False)]
@@ -257,6 +287,10 @@ class NodeType(Part):
         False, description="The root filesystem is meant to be read-only, as on an image: no condition RootWritable"
     )
     checks: list[Check] = Field(default_factory=list, description="Health checks run on each node of the type")
+    ladders: Ladders = Field(
+        default_factory=dict,
+        description="Steps of recovery that differ from config.json, by condition; an empty list: nothing is done",
+    )
     contact_windows: list[ContactWindow] = Field(
         default_factory=list, description="When nodes that sleep on purpose are awake; empty: always"
     )

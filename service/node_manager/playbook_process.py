@@ -45,6 +45,7 @@ DECIDING_MODULES: Mapping[JobAction, tuple[str, ...]] = {
     JobAction.REGISTER: (f"{COLLECTION}.node_health",),
     JobAction.GATHER: (f"{COLLECTION}.node_resources",),
     JobAction.CHECK: (f"{COLLECTION}.node_health",),
+    JobAction.RECOVER: (f"{COLLECTION}.node_recovery",),
 }
 LOG_MAX_BYTES = 4 * 1024 * 1024
 STOP_GRACE_SECONDS = 5.0
@@ -67,6 +68,7 @@ class RunRequest:
     job_id: str
     action: JobAction
     node_ids: tuple[str, ...]
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,11 +179,14 @@ class PlaybookProcess:
         (private / "ansible.cfg").touch()
         for name in ("tmp", "home"):
             (private / name).mkdir(mode=0o700)
+        variables = private / "variables.json"
+        variables.write_text(json.dumps(_unsafe(request.variables)), "utf-8")
         spec = private / "spec.json"
         RunSpec(
             job_id=request.job_id,
             playbook=self._playbooks[request.action],
             inventory=str(inventory),
+            variables=str(variables),
             private=str(private),
             control=str(self._files.control(request.job_id)),
             log=str(self._files.log(request.job_id)),
@@ -301,6 +306,17 @@ def collections_path() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f"the collection {COLLECTION} is not installed beside node_manager")
     return Path(next(iter(spec.submodule_search_locations))).parents[2]
+
+
+def _unsafe(value: Any) -> Any:
+    """Mark all text as such that Ansible must never take for a template."""
+    if isinstance(value, str):
+        return {"__ansible_unsafe": value}
+    if isinstance(value, Mapping):
+        return {key: _unsafe(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_unsafe(item) for item in value]
+    return value
 
 
 def _with_message(result: NodeResult, last: NodeOutcome | None) -> NodeOutcome:

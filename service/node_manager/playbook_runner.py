@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -45,6 +46,7 @@ class RunSpec:
     job_id: str
     playbook: str
     inventory: str
+    variables: str
     private: str
     control: str
     log: str
@@ -191,6 +193,7 @@ def run(spec: RunSpec, output: TextIO) -> None:
             ident="run",
             playbook=spec.playbook,
             inventory=spec.inventory,
+            cmdline=f"--extra-vars @{shlex.quote(spec.variables)}",
             settings={
                 "pexpect_timeout": _RUNNER_POLL_SECONDS,
                 "suppress_ansible_output": True,

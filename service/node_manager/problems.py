@@ -135,6 +135,27 @@ class ConflictError(ProblemError):
     code = "conflict"
 
 
+class RecoveryNotFoundError(ProblemError):
+    """No recovery of that id is on record."""
+
+    status = 404
+    code = "recovery_not_found"
+
+
+class RecoveryInProgressError(ProblemError):
+    """Somebody repairs the node already; carries recovery_id, requested_by and started_at."""
+
+    status = 409
+    code = "recovery_in_progress"
+
+
+class PauseNotFoundError(ProblemError):
+    """No pause of that name is in force."""
+
+    status = 404
+    code = "pause_not_found"
+
+
 class StaleGenerationError(ProblemError):
     """The node changed since the caller read it."""
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from node_manager.node_types import NodeType, NodeTypes, Thresholds
+from node_manager.node_types import DEFAULT_LADDERS, Ladders, NodeType, NodeTypes, Thresholds
 
 ENVIRONMENT_PREFIX = "NODE_MANAGER_"
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -128,6 +128,82 @@ class HealthSettings(Section):
     checks_timeout_seconds: PositiveSeconds = Field(20, description="Deadline for all health checks of one node")
 
 
+class GuardSettings(Section):
+    """When repairs stop because too much fails at once: for each zone, and for the fleet."""
+
+    start_interval_seconds: float = Field(10, ge=0, description="Least time between two starts of recoveries")
+    in_flight_percent: float = Field(
+        10, gt=0, le=100, description="Part of the nodes that may be in recovery at once; one always may"
+    )
+    unhealthy_nodes: int = Field(3, ge=1, description="The guard opens when at least this many nodes are unhealthy ...")
+    unhealthy_percent: float = Field(40, gt=0, le=100, description="... and at least this part of all")
+    dark_nodes: int = Field(2, ge=1, description="A scope with at least this many nodes, all unreachable, is dark")
+    failed_recoveries: int = Field(3, ge=1, description="The guard opens when this many ...")
+    last_recoveries: int = Field(5, ge=1, le=100, description="... of this many last recoveries failed")
+    open_seconds: PositiveSeconds = Field(60, description="Least time that it stays open before it tries one repair")
+    settle_seconds: PositiveSeconds = Field(
+        30, description="How long its cause must be gone before it tries one repair, or a check where none is due"
+    )
+
+    @model_validator(mode="after")
+    def _failures_can_be_reached(self) -> GuardSettings:
+        if self.failed_recoveries > self.last_recoveries:
+            raise ValueError("expected failed_recoveries <= last_recoveries")
+        return self
+
+
+class PowerSettings(Section):
+    """How a node is switched off and on: a command on the manager, or an HTTP call; one of the two."""
+
+    command: list[str] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="Program and arguments, no shell; {node_id} and {address} are replaced, and are in NODE_ID and NODE_ADDRESS",
+    )
+    url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="URL that gets a POST with {node_id, address, recovery_id}; {node_id} in it is replaced",
+    )
+    token_file: FilePath | None = Field(None, description="File with the bearer token for the URL")
+    timeout_seconds: PositiveSeconds = Field(60, description="Limit for the command or the call")
+    back_within_seconds: PositiveSeconds = Field(300, description="Time in which a node must be back after it")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> PowerSettings:
+        if (self.command is None) == (self.url is None):
+            raise ValueError("expected either command or url")
+        return self
+
+
+class RecoverySettings(Section):
+    """How nodes are repaired."""
+
+    automatic: bool = Field(True, description="Whether nodes are repaired without being asked to")
+    ladders: Ladders = Field(
+        DEFAULT_LADDERS, description="The steps to try, in their order, by the condition that is false"
+    )
+    wait_seconds: float = Field(10, ge=0, description="How long a condition must be false before anything is done")
+    attempts: int = Field(3, ge=1, description="Climbs of the ladder before the manager gives up on a node")
+    backoff_seconds: PositiveSeconds = Field(
+        120, description="Pause after the first climb; it doubles with each further one"
+    )
+    reset_seconds: PositiveSeconds = Field(3600, description="Time without trouble after which climbs are forgotten")
+    step_timeout_seconds: PositiveSeconds = Field(600, description="Deadline of one step")
+    steps_directory: FilePath | None = Field(
+        None, description="Folder with steps of your own, each a folder with precheck.yml, act.yml and postcheck.yml"
+    )
+    power: PowerSettings | None = Field(None, description="How power_cycle is done; without it that step is left out")
+    power_without_witness: bool = Field(
+        False, description="Switch off and on also where no other node could be asked whether it is really down"
+    )
+    reclaim_after_seconds: PositiveSeconds = Field(
+        3600, description="How long a lost node keeps its allocations; then they are released"
+    )
+    guard: GuardSettings = Field(default_factory=GuardSettings, description=GuardSettings.__doc__)
+
+
 class AllocationSettings(Section):
     """How resources are promised."""
 
@@ -211,6 +287,7 @@ class Configuration(Section):
         default_factory=Thresholds, description="Limits for types that set none of their own, by what they watch"
     )
     health: HealthSettings = Field(default_factory=HealthSettings, description=HealthSettings.__doc__)
+    recovery: RecoverySettings = Field(default_factory=RecoverySettings, description=RecoverySettings.__doc__)
     allocation: AllocationSettings = Field(default_factory=AllocationSettings, description=AllocationSettings.__doc__)
     selection: SelectionSettings = Field(default_factory=SelectionSettings, description=SelectionSettings.__doc__)
     ansible: AnsibleSettings = Field(default_factory=AnsibleSettings, description=AnsibleSettings.__doc__)
@@ -244,6 +321,13 @@ class Settings:
         if url.startswith(prefix) and not url.startswith(prefix + "/"):
             return prefix + str(self.home / url.removeprefix(prefix))
         return url
+
+    def ladders_of(self, node_type: str | None) -> dict[str, list[str]]:
+        """Merge the ladders of *node_type* over the general ones."""
+        merged: dict[str, list[str]] = dict(self.configuration.recovery.ladders)
+        if node_type is not None and node_type in self.node_types:
+            merged.update(self.node_types[node_type].ladders)
+        return merged
 
     def thresholds_of(self, node_type: str | None) -> dict[str, dict[str, float]]:
         """Merge the thresholds of *node_type* over the general ones."""

@@ -131,7 +131,8 @@ def test_deleting_a_node_deletes_what_hangs_on_it(store: Store) -> None:
     }
 
     expected = {"host_keys", "node_facts", "node_labels", "node_reports", "node_samples", "node_states"}
-    assert cascading == expected | {"node_accounts", "sample_history"}
+    expected |= {"node_accounts", "sample_history", "repair_records", "maintenances", "node_workloads", "lost_nodes"}
+    assert cascading == expected
 
 
 def test_open_store_finds_its_data_again(store: Store, store_url: str) -> None:

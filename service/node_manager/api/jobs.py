@@ -31,6 +31,7 @@ def render_job(job: Job) -> dict[str, Any]:
         "action": job.action.value,
         "state": job.state.value,
         "requested_by": job.requested_by,
+        "variables": dict(job.variables),
         "message": job.message,
         "created_at": render_time(job.created_at),
         "started_at": render_time(job.started_at),

@@ -29,6 +29,12 @@ def _settable(value: Any) -> Any:
     return value
 
 
+def _runnable(value: Any) -> Any:
+    if value == JobAction.RECOVER:
+        raise ValueError("expected register, gather or check; POST /nodes/{node_id}/recover repairs a node")
+    return value
+
+
 class Input(BaseModel):
     """A body that somebody sends."""
 
@@ -220,7 +226,9 @@ class EventPageOut(Output):
 class JobIn(Input):
     """Work to be run through Ansible on some nodes."""
 
-    action: JobAction = Field(examples=["check"])
+    action: Annotated[JobAction, BeforeValidator(_runnable)] = Field(
+        description="register, gather or check", examples=["check"]
+    )
     node_ids: list[NodeId] = Field(min_length=1, max_length=1000, examples=[["gw-7"]])
 
 
@@ -239,6 +247,7 @@ class JobOut(Output):
     action: JobAction
     state: JobState
     requested_by: str
+    variables: dict[str, Any]
     message: str | None
     created_at: AwareDatetime
     started_at: AwareDatetime | None
