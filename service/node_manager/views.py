@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     # Types only: loading them costs 0.15 s, which each worker of a playbook would pay.
     from node_manager.advice import Suggestions
     from node_manager.deployments import Placed
+    from node_manager.recovery_rows import Recovery
 
 
 def render_time(at: datetime | None) -> str | None:
@@ -227,6 +228,39 @@ def _rounded(item: Mapping[str, Any]) -> dict[str, Any]:
     if "scores" in item:
         found["scores"] = {name: round(score, 2) for name, score in item["scores"].items()}
     return found
+
+
+def render_recovery(recovery: Recovery) -> dict[str, Any]:
+    """Show a climb of the recovery ladder with its steps."""
+    return {
+        "recovery_id": recovery.recovery_id,
+        "node_id": recovery.node_id,
+        "state": recovery.state.value,
+        "dry_run": recovery.dry_run,
+        "conditions": list(recovery.conditions),
+        "attempt": recovery.attempt,
+        "canary": recovery.canary,
+        "driver": recovery.driver,
+        "requested_by": recovery.requested_by,
+        "reason": recovery.reason,
+        "message": recovery.message,
+        "started_at": render_time(recovery.started_at),
+        "cancel_requested_at": render_time(recovery.cancel_requested_at),
+        "ended_at": render_time(recovery.ended_at),
+        "steps": [
+            {
+                "position": step.position,
+                "step": step.step,
+                "state": step.state.value,
+                "job_ids": list(step.job_ids),
+                "message": step.message,
+                "started_at": render_time(step.started_at),
+                "acted_at": render_time(step.acted_at),
+                "ended_at": render_time(step.ended_at),
+            }
+            for step in recovery.steps
+        ],
+    }
 
 
 def render_node_types(settings: Settings) -> dict[str, Any]:

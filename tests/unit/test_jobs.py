@@ -222,7 +222,7 @@ def test_claim_next_gives_one_job_to_one_of_many_threads(store, make_queue):
 
     def claim(number: int):
         start.wait(DEADLINE_SECONDS)
-        return JobStore(store).claim_next(f"holder-{number}", job.created_at, 10)
+        return JobStore(store).claim_next(f"holder-{number}", job.created_at, lambda _: 10)
 
     with ThreadPoolExecutor(8) as claimers:
         claimed = [job for job in claimers.map(claim, range(8)) if job is not None]
@@ -348,7 +348,7 @@ def test_recover_takes_over_from_a_manager_of_this_machine_at_once(store, settin
     job = make_queue("dead").submit(JobAction.GATHER, ["fine", "gone"], "test")
     waiting = make_queue("dead").submit(JobAction.GATHER, ["fine-2"], "test")
     JobStore(store).hold("dead", job.created_at, 3600)
-    JobStore(store).claim_next("dead", job.created_at, 300)
+    JobStore(store).claim_next("dead", job.created_at, lambda _: 300)
     NodeRegistry(store, settings).deregister("gone")
     lock = JobFiles(settings.home).lock_instance("dead", lambda _: None)
     alive = make_queue("alive")
@@ -372,7 +372,7 @@ def test_recover_takes_over_from_another_machine_when_its_lease_has_run_out(stor
     alive = make_queue("alive", clock=clock)
     job = alive.submit(JobAction.CHECK, ["fine"], "test")
     far_away.hold("far-away", clock(), LEASE_SECONDS)
-    far_away.claim_next("far-away", clock(), 300)
+    far_away.claim_next("far-away", clock(), lambda _: 300)
     clock.advance(LEASE_SECONDS - 1)
     assert alive.recover() == []
 
@@ -386,7 +386,7 @@ def test_finish_leaves_the_word_of_the_manager_that_took_over(store, make_queue)
     queue = make_queue()
     queue.submit(JobAction.CHECK, ["fine"], "test")
     jobs = JobStore(store)
-    job = jobs.claim_next("slow-manager", queue.page(1).jobs[0].created_at, 300)
+    job = jobs.claim_next("slow-manager", queue.page(1).jobs[0].created_at, lambda _: 300)
     jobs.interrupt_jobs_of_dead({"slow-manager"}, job.created_at, timedelta(hours=1))
 
     final = jobs.finish(job, JobState.SUCCEEDED, None, {"fine": (NodeResult.OK, None)}, job.created_at)
