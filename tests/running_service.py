@@ -80,6 +80,7 @@ class RunningService:
             "NODE_MANAGER_SERVER__PORT": str(self.port),
             # Periodic work would run between the steps of a test, and try addresses that tests make up.
             "NODE_MANAGER_MONITORING__SCHEDULED": "false",
+            "NODE_MANAGER_RECOVERY__AUTOMATIC": "false",
             **self.environment,
         }
 

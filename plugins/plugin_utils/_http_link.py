@@ -147,6 +147,44 @@ class HttpLink:
         """Give advice on which allocations had better be on other nodes."""
         return self._ask("GET", "/optimization")[1]
 
+    def begin_recovery(self, node_id, body):
+        """Begin a recovery that a playbook drives; give it."""
+        # Who asks is known by the token.
+        asked = {"driver": "playbook", "reason": body["reason"]}
+        if body["steps"] is not None:
+            asked["steps"] = body["steps"]
+        query = [("dry_run", "true")] if body["dry_run"] else []
+        return self._ask("POST", f"/nodes/{_quoted(node_id)}/recover", asked, query=query)[1]
+
+    def claim_act(self, recovery_id, position):
+        """Ask for the act of a step, which is given once; give {act, message}."""
+        return self._ask("POST", f"/recoveries/{_quoted(recovery_id)}/steps/{position:d}/claim")[1]
+
+    def end_step(self, recovery_id, position, state, message):
+        """Write how a step ended; give the recovery."""
+        body = {"state": state, "message": message}
+        return self._ask("PUT", f"/recoveries/{_quoted(recovery_id)}/steps/{position:d}", body)[1]
+
+    def end_recovery(self, recovery_id, message):
+        """End a recovery; give it."""
+        return self._ask("POST", f"/recoveries/{_quoted(recovery_id)}/end", {"message": message})[1]
+
+    def give_up(self, recovery_id, message):
+        """Give up on the node of a recovery; give the recovery."""
+        return self._ask("POST", f"/recoveries/{_quoted(recovery_id)}/give-up", {"message": message})[1]
+
+    def power(self):
+        """Give None: how nodes are switched off and on is known where the manager runs."""
+        return
+
+    def set_status(self, node_id, body):
+        """Say whether a node takes part; give the node."""
+        return self._ask("PUT", f"/nodes/{_quoted(node_id)}/status", body)[1]
+
+    def node_status(self, node_id):
+        """Give the node; the service sees to its drain or maintenance."""
+        return self._ask("GET", f"/nodes/{_quoted(node_id)}")[1]
+
     def _ask_if_there(self, absent, path):
         try:
             return self._ask("GET", path)[1]

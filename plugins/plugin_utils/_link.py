@@ -246,6 +246,83 @@ class LocalLink:
 
             return render_suggestions(Optimiser(self._store, self._settings, self._placer()).advice())
 
+    def begin_recovery(self, node_id, body):
+        """Begin a recovery that a playbook drives; give it."""
+        with _local_errors():
+            from node_manager.recoveries import PLAYBOOK
+            from node_manager.views import render_recovery
+
+            recovery = self._recoveries().begin_by_hand(
+                node_id,
+                body["steps"],
+                body["requested_by"],
+                body["reason"],
+                dry_run=body["dry_run"],
+                driver=PLAYBOOK,
+            )
+            return render_recovery(recovery)
+
+    def claim_act(self, recovery_id, position):
+        """Ask for the act of a step, which is given once; give {act, message}."""
+        with _local_errors():
+            act, message = self._recoveries().claim_act(recovery_id, position)
+            return {"act": act, "message": message}
+
+    def end_step(self, recovery_id, position, state, message):
+        """Write how a step ended; give the recovery."""
+        with _local_errors():
+            from node_manager.domain import StepState
+            from node_manager.views import render_recovery
+
+            return render_recovery(self._recoveries().end_step(recovery_id, position, StepState(state), message))
+
+    def end_recovery(self, recovery_id, message):
+        """End a recovery; give it."""
+        with _local_errors():
+            from node_manager.views import render_recovery
+
+            return render_recovery(self._recoveries().end(recovery_id, message or None))
+
+    def give_up(self, recovery_id, message):
+        """Give up on the node of a recovery; give the recovery."""
+        with _local_errors():
+            from node_manager.views import render_recovery
+
+            return render_recovery(self._recoveries().give_up(recovery_id, message))
+
+    def power(self):
+        """Give how a node is switched off and on, as its section of config.json; None where nobody said so."""
+        power = self._settings.configuration.recovery.power
+        return None if power is None else power.model_dump(mode="json")
+
+    def _recoveries(self):
+        from node_manager.recoveries import Recoveries
+
+        return Recoveries(self._store, self._settings)
+
+    def set_status(self, node_id, body):
+        """Say whether a node takes part, as PUT /nodes/{node_id}/status does; give the node."""
+        with _local_errors():
+            from node_manager.api.schemas import StatusIn
+            from node_manager.maintenance_requests import StatusRequest
+
+            wanted = StatusRequest(**dict(StatusIn.model_validate(body)))
+            self._maintenance().set_status(node_id, wanted, f"{SOURCE}:{_user()}")
+            return self._render(self._registry().get(node_id))
+
+    def node_status(self, node_id):
+        """Give the node after all that is due now about its drain or maintenance: the service may be stopped."""
+        with _local_errors():
+            self._maintenance().advance(node_id)
+            return self._render(self._registry().get(node_id))
+
+    def _maintenance(self):
+        from node_manager.maintenance import Maintenance
+        from node_manager.replacements import Replacements
+
+        # Nobody runs jobs here; the play looks at the node itself.
+        return Maintenance(self._store, self._settings, Replacements(self._store, self._settings, self._placer()), None)
+
     def _allocator(self):
         from node_manager.resource_allocator import ResourceAllocator
 
@@ -262,10 +339,22 @@ class LocalLink:
         return NodeRegistry(self._store, self._settings)
 
     def _render(self, node):
+        from node_manager.drain_blockers import load_situation
         from node_manager.node_registry import utc_now
         from node_manager.views import render_node_detail
 
-        return render_node_detail(node, None, self._settings, utc_now())
+        situation = load_situation(self._store, self._settings, node.node_id)
+        return render_node_detail(node, None, situation, self._settings, utc_now())
+
+
+def _user():
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # Containers may run as a number that has no name.
+        return str(os.getuid())
 
 
 def _token(environ):

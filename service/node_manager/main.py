@@ -18,17 +18,20 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
-from node_manager import __version__, accounts
+from node_manager import __version__, accounts, recovery_steps
 from node_manager.access import AuditLog, Tokens
 from node_manager.advice import Optimiser
 from node_manager.api import allocations, deployments, system, watching
 from node_manager.api import jobs as jobs_api
+from node_manager.api import recoveries as recoveries_api
 from node_manager.api.errors import Problem, add_handlers
 from node_manager.api.fragments import NodeFragments
 from node_manager.api.gate import Gate
 from node_manager.api.nodes import make_router
 from node_manager.api.schemas_deployment import SelectionBatch
 from node_manager.deployments import DeploymentPlacer
+from node_manager.fault_handler import FaultHandler
+from node_manager.guard_keeper import GuardKeeper
 from node_manager.jobs import JobQueue
 from node_manager.node_registry import Clock, NodeRegistry, utc_now
 from node_manager.observations import ObservationLog
@@ -37,6 +40,7 @@ from node_manager.placement_queue import PlacementQueue
 from node_manager.playbook_process import Runner
 from node_manager.quotas import Quotas
 from node_manager.recorder import Recorder
+from node_manager.recoveries import Recoveries
 from node_manager.resource_allocator import ResourceAllocator
 from node_manager.resource_monitor import ResourceMonitor
 from node_manager.scheduler import Scheduler
@@ -67,6 +71,7 @@ def create_app(
     Errors: SettingsError, StoreUnavailableError: the service doesn't start.
     """
     settings = settings or load_settings()
+    recovery_steps.check(settings)
     store = store or connect(settings)
     tokens = Tokens(store, settings.configuration.auth.cache_seconds, clock)
     instance_id = f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -78,14 +83,17 @@ def create_app(
     observations = ObservationLog(store, settings, clock)
     recorder = Recorder(observations)
     monitor = ResourceMonitor(store, settings, recorder, clock)
+    recoveries = Recoveries(store, settings, clock)
+    guard = GuardKeeper(store, settings, queue, clock)
+    faults = FaultHandler(store, settings, recoveries, queue, guard, clock)
     scheduler = Scheduler(
         store,
         settings,
         queue,
         clock,
         instance_id,
-        chores=[allocator.expire, placer.keep_fresh],
-        hourly_chores=[placer.prune],
+        chores=[allocator.expire, placer.keep_fresh, faults.round],
+        hourly_chores=[placer.prune, recoveries.prune, guard.prune],
         is_in_hand=monitor.has_in_hand,
     )
     parts = Parts(
@@ -101,6 +109,9 @@ def create_app(
         traffic=Traffic(store, settings, placer, clock),
         optimiser=Optimiser(store, settings, placer, clock),
         jobs=queue,
+        recoveries=recoveries,
+        guard=guard,
+        faults=faults,
         tokens=tokens,
         clock=clock,
     )
@@ -142,6 +153,7 @@ def create_app(
         allocations.router,
         deployments.router,
         jobs_api.router,
+        recoveries_api.router,
         system.router,
     ):
         app.include_router(router)

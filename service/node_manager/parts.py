@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from node_manager.access import Tokens
 from node_manager.advice import Optimiser
 from node_manager.deployments import DeploymentPlacer
+from node_manager.fault_handler import FaultHandler
+from node_manager.guard_keeper import GuardKeeper
 from node_manager.jobs import JobQueue
 from node_manager.node_registry import Clock, NodeRegistry
 from node_manager.observations import ObservationLog
 from node_manager.placement_queue import PlacementQueue
 from node_manager.quotas import Quotas
+from node_manager.recoveries import Recoveries
 from node_manager.resource_allocator import ResourceAllocator
 from node_manager.resource_monitor import ResourceMonitor
 from node_manager.settings import Settings
@@ -36,5 +39,8 @@ class Parts:
     traffic: Traffic
     optimiser: Optimiser
     jobs: JobQueue
+    recoveries: Recoveries
+    guard: GuardKeeper
+    faults: FaultHandler
     tokens: Tokens
     clock: Clock

@@ -25,7 +25,7 @@ from node_manager.problems import (
     NodeNotFoundError,
     RecoveryInProgressError,
 )
-from node_manager.recovery_ladder import Patient
+from node_manager.recovery_ladder import Patient, Plan
 from node_manager.recovery_rows import ENDS, Recovery, Step, active_of, held, known, load, read_patient
 from node_manager.settings import Settings
 from node_manager.store import Store, tables
@@ -172,14 +172,11 @@ class Recoveries:
         with self._store.write() as connection:
             recovery = held(connection, recovery_id)
             step = _step_of(recovery, position)
-            _update_step(
-                connection,
-                step,
-                recovery_id,
-                state=StepState.RUNNING.value,
-                job_ids=[*step.job_ids, job_id],
-                started_at=step.started_at or now,
-            )
+            values: dict[str, Any] = {"job_ids": [*step.job_ids, job_id]}
+            # The job may have been quicker than this note of it.
+            if recovery.ended_at is None and step.state not in ENDS:
+                values |= {"state": StepState.RUNNING.value, "started_at": step.started_at or now}
+            _update_step(connection, step, recovery_id, **values)
             return known(connection, recovery_id)
 
     def claim_act(self, recovery_id: str, position: int) -> tuple[bool, str]:
@@ -191,6 +188,7 @@ class Recoveries:
         with self._store.write() as connection:
             recovery = held(connection, recovery_id)
             step = _step_of(recovery, position)
+            _note_sign_of_life(connection, recovery, now)
             if recovery.ended_at is not None or step.state in ENDS:
                 return False, "the recovery has ended meanwhile"
             if recovery.cancel_requested_at is not None:
@@ -218,6 +216,7 @@ class Recoveries:
             step = _step_of(recovery, position)
             if recovery.ended_at is not None or step.state in ENDS:
                 return recovery
+            _note_sign_of_life(connection, recovery, now)
             told = (message or "")[:_MESSAGE_CHARACTERS] or None
             _update_step(
                 connection,
@@ -245,6 +244,8 @@ class Recoveries:
         now = self._clock()
         with self._store.write() as connection:
             recovery = held(connection, recovery_id)
+            if recovery.dry_run or recovery.ended_at is not None or recovery.cancel_requested_at is not None:
+                return recovery
             row = connection.execute(
                 sa.select(tables.nodes.c.admin, tables.nodes.c.generation)
                 .where(tables.nodes.c.node_id == recovery.node_id)
@@ -334,12 +335,14 @@ class Recoveries:
         with self._store.read() as connection:
             return load(connection, _recoveries.c.ended_at.is_(None))
 
-    def latest_of(self, node_id: str) -> Recovery | None:
-        """Read a node's newest climb, dry runs left out."""
+    def latest_of(self, node_id: str) -> tuple[Recovery | None, Recovery | None]:
+        """Read the climb that goes on on a node, and the newest that has ended; dry runs left out."""
         of_node = sa.and_(_recoveries.c.node_id == node_id, _recoveries.c.dry_run.is_(sa.false()))
+        ended = sa.and_(of_node, _recoveries.c.ended_at.is_not(None))
         with self._store.read() as connection:
-            newest = connection.scalar(sa.select(sa.func.max(_recoveries.c.sequence)).where(of_node))
-            return None if newest is None else load(connection, _recoveries.c.sequence == newest)[0]
+            newest = connection.scalar(sa.select(sa.func.max(_recoveries.c.sequence)).where(ended))
+            last = None if newest is None else load(connection, _recoveries.c.sequence == newest)[0]
+            return active_of(connection, node_id), last
 
     def page(
         self, limit: int, before: int | None, *, node_id: str | None = None, state: RecoveryState | None = None
@@ -373,6 +376,10 @@ class Recoveries:
             return "the node was deregistered meanwhile"
         if patient.admin not in recovery_ladder.REPAIRABLE:
             return f"the node is {patient.admin} now"
+        helped = [other.step for other in recovery.steps if other.state is StepState.SUCCEEDED]
+        asked = Plan(conditions=recovery.conditions)
+        if not recovery_ladder.goes_on(asked, patient.state, helped, patient.ladders):
+            return "what was wrong is gone"
         if step.step == RecoveryStep.GIVE_UP:
             return None
         return recovery_ladder.why_not(
@@ -390,6 +397,14 @@ def _remember(connection: sa.Connection, node_id: str, now: datetime, **values: 
     there = found or connection.scalar(sa.select(tables.nodes.c.node_id).where(tables.nodes.c.node_id == node_id))
     if not found and there is not None:
         connection.execute(_records.insert(), {"node_id": node_id, "attempts": 0, "troubled_at": now, **values})
+
+
+def _note_sign_of_life(connection: sa.Connection, recovery: Recovery, now: datetime) -> None:
+    """Give the playbook that drives a climb its time anew."""
+    if recovery.deadline_at is not None:
+        deadline_at = now + timedelta(seconds=PLAYBOOK_SECONDS)
+        which = _recoveries.c.recovery_id == recovery.recovery_id
+        connection.execute(_recoveries.update().where(which), {"deadline_at": deadline_at})
 
 
 def _step_of(recovery: Recovery, position: int) -> Step:

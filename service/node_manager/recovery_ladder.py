@@ -26,6 +26,16 @@ _ORDER = (
     ConditionType.CHECKS_PASSING,
 )
 _SILENT = frozenset((Health.SUSPECT, Health.UNREACHABLE))
+# Without these the manager can use a node for nothing, and what it knows of the rest is from before.
+_WAY = frozenset(
+    (
+        ConditionType.MANAGEMENT_PATH,
+        ConditionType.HOST_KEY_TRUSTED,
+        ConditionType.AUTHENTICATED,
+        ConditionType.PYTHON_AVAILABLE,
+    )
+)
+_DAY_SECONDS = 86400.0
 # Nothing is repaired while an operator has the node, or says that it is out.
 REPAIRABLE = frozenset((Admin.ACTIVE, Admin.CORDONED))
 
@@ -167,7 +177,8 @@ def why_not_now(
     if again_at is not None and now < again_at <= now + _longest_pause(settings):
         return f"tried {repairs.attempts} of {settings.attempts} times, next at {again_at:%H:%M:%S} UTC"
     since = max(found.since or now, waiting_since)
-    if now - since < timedelta(seconds=settings.wait_seconds):
+    # A time that lies further ahead is of a clock that was set back since.
+    if abs(now - since) < timedelta(seconds=settings.wait_seconds):
         return f"waits {settings.wait_seconds:g} s for it to mend itself (recovery.wait_seconds)"
     return None
 
@@ -176,7 +187,7 @@ def next_try_at(repairs: Repairs, settings: RecoverySettings) -> datetime | None
     """Tell when the next climb may begin; None at any time."""
     if repairs.last_ended_at is None or repairs.attempts < 1:
         return None
-    return repairs.last_ended_at + timedelta(seconds=settings.backoff_seconds * 2 ** (repairs.attempts - 1))
+    return repairs.last_ended_at + _pause(settings, repairs.attempts)
 
 
 def goes_on(found: Plan, state: NodeState, done: Sequence[str], ladders: Mapping[str, Sequence[str]]) -> bool:
@@ -187,6 +198,9 @@ def goes_on(found: Plan, state: NodeState, done: Sequence[str], ladders: Mapping
     """
     for name in found.conditions:
         condition = state.condition(ConditionType(name))
+        if condition is None and state.health in _SILENT:
+            # Forgotten because the node fell silent, which is not to be well.
+            return True
         if condition is None or condition.status:
             continue
         helped = not set(done).isdisjoint(ladders.get(name, ()))
@@ -203,6 +217,8 @@ def _asking(patient: Patient) -> list[Condition]:
         broken = {ConditionType.REACHABLE: broken[ConditionType.REACHABLE]} if ConditionType.REACHABLE in broken else {}
         if state.health is Health.SUSPECT:
             return []
+    elif not _WAY.isdisjoint(broken):
+        broken = {condition_type: broken[condition_type] for condition_type in _WAY & set(broken)}
     others = [condition_type for condition_type in broken if condition_type not in _ORDER]
     return [broken[condition_type] for condition_type in (*_ORDER, *others) if condition_type in broken]
 
@@ -226,4 +242,10 @@ def _merged(ladders: Sequence[Sequence[str]]) -> list[str]:
 
 def _longest_pause(settings: RecoverySettings) -> timedelta:
     """What a clock that was set back could make of the pause is more than this."""
-    return timedelta(seconds=settings.backoff_seconds * 2**settings.attempts)
+    return _pause(settings, settings.attempts)
+
+
+def _pause(settings: RecoverySettings, attempts: int) -> timedelta:
+    """Double the pause with each try, up to a day."""
+    first = settings.backoff_seconds
+    return timedelta(seconds=min(first * 2 ** min(attempts - 1, 30), max(first, _DAY_SECONDS)))

@@ -13,10 +13,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from node_manager.domain import Admin, RecoveryState, StepState
+from node_manager.domain import Admin, Health, RecoveryState, StepState
 from node_manager.node_states import state_of_row
 from node_manager.problems import NodeNotFoundError, RecoveryNotFoundError
-from node_manager.recovery_ladder import Patient, Repairs
+from node_manager.recovery_ladder import REPAIRABLE, Patient, Repairs
 from node_manager.settings import Settings
 from node_manager.store import tables
 
@@ -136,6 +136,32 @@ def read_patient(connection: sa.Connection, settings: Settings, node_id: str) ->
     if row is None:
         raise NodeNotFoundError(node_id)
     return patient_of_row(row, settings)
+
+
+def read_patients(connection: sa.Connection, settings: Settings, node_ids: Iterable[str]) -> dict[str, Patient]:
+    """Read several nodes; those that are gone are left out."""
+    rows = connection.execute(_PATIENT.where(tables.nodes.c.node_id.in_(list(node_ids))))
+    return {row.node_id: patient_of_row(row, settings) for row in rows}
+
+
+def sick_nodes(connection: sa.Connection, settings: Settings, now: datetime, after: str, limit: int) -> list[Patient]:
+    """Read the nodes, ordered by node_id and behind *after*, that may be repaired by themselves."""
+    states = tables.node_states.c
+    query = (
+        _PATIENT.join(_records, _records.c.node_id == tables.nodes.c.node_id, isouter=True)
+        .where(
+            tables.nodes.c.node_id > after,
+            tables.nodes.c.admin.in_([admin.value for admin in REPAIRABLE]),
+            states.health.in_((Health.DEGRADED.value, Health.UNREACHABLE.value)),
+            sa.not_(states.quarantined),
+            sa.not_(states.suppressed),
+            sa.or_(states.frozen_until.is_(None), states.frozen_until <= now),
+            _records.c.gave_up_at.is_(None),
+        )
+        .order_by(tables.nodes.c.node_id)
+        .limit(limit)
+    )
+    return [patient_of_row(row, settings) for row in connection.execute(query)]
 
 
 def patient_of_row(row: sa.Row[Any], settings: Settings) -> Patient:

@@ -7,6 +7,7 @@ when a node is on the floor.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ DRASTIC = frozenset((RecoveryStep.REBOOT.value, RecoveryStep.POWER_CYCLE.value))
 # Those that reach the node by another way than SSH, or not at all.
 WITHOUT_THE_NODE = frozenset((RecoveryStep.POWER_CYCLE.value, RecoveryStep.GIVE_UP.value))
 OURS = frozenset(step.value for step in RecoveryStep)
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
 def check(settings: Settings) -> None:
@@ -29,11 +31,14 @@ def check(settings: Settings) -> None:
 
     Errors: SettingsError names the ladder, the step, and what it lacks.
     """
-    directory = settings.configuration.recovery.steps_directory
+    directory = directory_of(settings)
     if directory is not None and not directory.is_dir():
         raise SettingsError(f"{settings.config_file}: recovery.steps_directory: {directory} is no folder")
     own = own_steps(settings)
     for name, folder in own.items():
+        if _NAME.fullmatch(name) is None:
+            place = f"{settings.config_file}: recovery.steps_directory: step {name!r}"
+            raise SettingsError(f"{place}: expected a name of small letters, digits and _")
         _check_step(folder, f"{settings.config_file}: recovery.steps_directory: step {name!r}")
     for place, steps in _ladders(settings):
         for name in steps:
@@ -47,10 +52,18 @@ def check(settings: Settings) -> None:
 
 def own_steps(settings: Settings) -> dict[str, Path]:
     """List the operator's steps by name; they come before ours of the same name."""
-    directory = settings.configuration.recovery.steps_directory
+    directory = directory_of(settings)
     if directory is None or not directory.is_dir():
         return {}
-    return {folder.name: folder for folder in sorted(directory.iterdir()) if folder.is_dir()}
+    folders = [folder for folder in sorted(directory.iterdir()) if folder.is_dir()]
+    # A hidden one is of the tool that keeps them, such as Git.
+    return {folder.name: folder for folder in folders if not folder.name.startswith(".")}
+
+
+def directory_of(settings: Settings) -> Path | None:
+    """Give the folder of the operator's steps; relative paths start at the folder of config.json."""
+    directory = settings.configuration.recovery.steps_directory
+    return None if directory is None else settings.config_file.absolute().parent / directory.expanduser()
 
 
 def is_drastic(step: str) -> bool:
@@ -75,10 +88,11 @@ def _check_step(folder: Path, place: str) -> None:
     for phase in PHASES:
         path = folder / f"{phase}.yml"
         try:
-            tasks = yaml.safe_load(path.read_text("utf-8"))
+            # As nodes and not as values: tags such as !unsafe and !vault are Ansible's.
+            tasks = yaml.compose(path.read_text("utf-8"), yaml.SafeLoader)
         except FileNotFoundError:
             raise SettingsError(f"{place} has no {phase}: {path} is missing") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise SettingsError(f"{place}: its {phase} can't be read: {error}") from None
-        if not isinstance(tasks, list) or not tasks:
+        if not isinstance(tasks, yaml.SequenceNode) or not any(isinstance(t, yaml.MappingNode) for t in tasks.value):
             raise SettingsError(f"{place} has no {phase}: {path} holds no tasks")

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     # Types only: loading them costs 0.15 s, which each worker of a playbook would pay.
     from node_manager.advice import Suggestions
     from node_manager.deployments import Placed
+    from node_manager.drain_blockers import Situation
+    from node_manager.fault_handler import Outlook
+    from node_manager.guard_keeper import Pause, ScopeReport
     from node_manager.recovery_rows import Recovery
 
 
@@ -60,8 +63,10 @@ def render_node(node: Node, settings: Settings, now: datetime) -> dict[str, Any]
     }
 
 
-def render_node_detail(node: Node, sample: Observed | None, settings: Settings, now: datetime) -> dict[str, Any]:
-    """Show a node with all that is known of it but its samples."""
+def render_node_detail(
+    node: Node, sample: Observed | None, situation: Situation | None, settings: Settings, now: datetime
+) -> dict[str, Any]:
+    """Show a node with all that is known of it but its samples; *situation* is that of its drain or maintenance."""
     parsed = None if sample is None else Sample.model_validate(sample.data)
     return {
         **render_node(node, settings, now),
@@ -77,6 +82,39 @@ def render_node_detail(node: Node, sample: Observed | None, settings: Settings, 
         "applications_age_seconds": None if sample is None else _age_seconds(sample, now),
         "applications": [] if parsed is None else [item.model_dump() for item in applications_of(parsed)],
         "host_keys": [{"public_key": key, "origin": origin} for key, origin in node.host_keys],
+        "epoch": node.epoch,
+        "maintenance": None if situation is None else render_maintenance(situation),
+    }
+
+
+def render_maintenance(situation: Situation) -> dict[str, Any]:
+    """Show how it stands with a node's drain or maintenance, and what is in the way."""
+    record, notes = situation.record, situation.record.notes
+    return {
+        "phase": "draining" if record.drains else "maintenance" if record.leaving_at is None else "leaving",
+        "reason": record.reason,
+        "requested_by": record.requested_by,
+        "started_at": render_time(record.started_at),
+        "then": notes.then.value,
+        "deadline_at": render_time(record.deadline_at),
+        "drained_at": render_time(record.drained_at),
+        "until": render_time(record.until),
+        "keep_cordon": record.keep_cordon,
+        "leaving_at": render_time(record.leaving_at),
+        "message": notes.message,
+        "blockers": [
+            {
+                "kind": blocker.kind.value,
+                "allocation_id": blocker.allocation_id,
+                "container": blocker.container,
+                "deployment_id": blocker.deployment_id,
+                "owner": blocker.owner,
+                "since": render_time(blocker.since),
+                "message": blocker.message,
+            }
+            for blocker in situation.blockers
+        ],
+        "proposals": list(notes.proposals),
     }
 
 
@@ -260,6 +298,52 @@ def render_recovery(recovery: Recovery) -> dict[str, Any]:
             }
             for step in recovery.steps
         ],
+    }
+
+
+def render_pause(pause: Pause) -> dict[str, Any]:
+    """Show a pause of automatic repair."""
+    return {
+        "name": pause.name,
+        "zone": pause.zone,
+        "reason": pause.reason,
+        "until": render_time(pause.until),
+        "created_by": pause.created_by,
+        "created_at": render_time(pause.created_at),
+    }
+
+
+def render_scope(report: ScopeReport) -> dict[str, Any]:
+    """Show the guard of a zone, or of the fleet."""
+    state, census = report.state, report.census
+    return {
+        "scope": report.scope,
+        "state": state.state.value,
+        "since": render_time(state.since),
+        "cause": state.cause,
+        "exit": report.exit,
+        "nodes": census.nodes,
+        "unhealthy": census.unhealthy,
+        "unreachable": census.unreachable,
+        "in_recovery": census.in_recovery,
+        "in_recovery_limit": report.in_recovery_limit,
+        "last_start_at": render_time(state.last_start_at),
+        "canary": state.canary,
+    }
+
+
+def render_repair(outlook: Outlook, scopes: Sequence[ScopeReport]) -> dict[str, Any]:
+    """Show how it stands with a node's repair; *scopes* are the guards that it depends on."""
+    return {
+        "active": None if outlook.active is None else render_recovery(outlook.active),
+        "last": None if outlook.last is None else render_recovery(outlook.last),
+        "attempts": outlook.record.attempts,
+        "gave_up_at": render_time(outlook.record.gave_up_at),
+        "conditions": list(outlook.found.conditions),
+        "steps": list(outlook.found.steps),
+        "left_out": [asdict(left) for left in outlook.found.left_out],
+        "not_now": outlook.not_now,
+        "guard": [render_scope(scope) for scope in scopes],
     }
 
 

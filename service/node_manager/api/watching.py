@@ -18,14 +18,15 @@ from node_manager.api.answers import job_headers, json_response, not_looked_at, 
 from node_manager.api.errors import responses
 from node_manager.api.jobs import render_job
 from node_manager.api.parameters import MaxAge, NodeIdPath, PartsDependency, Wait
-from node_manager.api.schemas import HealthOut, JobOut, ObservationsIn, OutcomeOut, UtilizationOut
+from node_manager.api.schemas import JobOut, ObservationsIn, OutcomeOut, UtilizationOut
+from node_manager.api.schemas_recovery import RepairableHealthOut
 from node_manager.api.security import Observer, Operator, Viewer
 from node_manager.domain import JobAction, ObservationKind, Role
 from node_manager.node_states import transitions_of
 from node_manager.observations import Observation
 from node_manager.parts import Parts
 from node_manager.samples import Observed
-from node_manager.views import render_health, render_utilization
+from node_manager.views import render_health, render_repair, render_utilization
 
 router = APIRouter(tags=["watching"])
 _WAIT_FOR_FRESH_SECONDS = 60.0
@@ -58,7 +59,7 @@ async def read_utilization(
     return json_response(render_utilization(node_id, sample, minutes, parts.clock()))
 
 
-@router.get("/nodes/{node_id}/health", response_model=HealthOut, responses=responses(404, 422))
+@router.get("/nodes/{node_id}/health", response_model=RepairableHealthOut, responses=responses(404, 422))
 async def read_health(
     parts: PartsDependency, identity: Viewer, node_id: NodeIdPath, max_age: MaxAge = None
 ) -> Response:
@@ -75,7 +76,7 @@ async def read_health(
     "/nodes/{node_id}/health/check",
     status_code=202,
     response_model=JobOut,
-    responses={200: {"model": HealthOut, "description": "The checks ran in time"}, **responses(404, 422)},
+    responses={200: {"model": RepairableHealthOut, "description": "The checks ran in time"}, **responses(404, 422)},
 )
 async def check_health(parts: PartsDependency, identity: Operator, node_id: NodeIdPath, wait: Wait = 0) -> Response:
     """Run a node's health checks now; callers at the same time share one run.
@@ -106,7 +107,9 @@ def _health(parts: Parts, node_id: str) -> Response:
     report = samples.newest_report(parts.store, node_id)
     with parts.store.read() as connection:
         transitions = transitions_of(connection, node_id, _TRANSITIONS)
-    return json_response(render_health(node, report, parts.settings, parts.clock(), transitions))
+    body = render_health(node, report, parts.settings, parts.clock(), transitions)
+    repair = render_repair(parts.faults.outlook(node_id), parts.guard.scopes_of(node.location["zone"]))
+    return json_response({**body, "recovery": repair})
 
 
 def _too_old(parts: Parts, observed: Observed | None, max_age: float | None) -> bool:
