@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
@@ -30,6 +31,7 @@ REQUESTED_BY = "recovery"
 # A step whose jobs are interrupted over and over (managers that die) is given up.
 MAX_JOBS_PER_STEP = 5
 _SCAN_SECONDS = 2.0
+_NEWEST_JOBS = 20
 # Nodes that one look takes.
 _PAGE = 500
 
@@ -103,24 +105,19 @@ class FaultHandler:
             self._follow(recovery, step)
 
     def _start(self, recovery: Recovery, step: Step) -> None:
-        try:
-            with self._store.read() as connection:
-                patient = read_patient(connection, self._settings, recovery.node_id)
-        except NodeNotFoundError:
-            self._end(recovery, RecoveryState.CANCELLED, "the node was deregistered")
-            return
-        if recovery.attempt and patient.admin not in recovery_ladder.REPAIRABLE:
-            self._end(recovery, RecoveryState.CANCELLED, f"the node is {patient.admin} now")
-            return
-        if step.position and not recovery.dry_run and self._is_mended(recovery, patient):
+        patient = self._patient(recovery.node_id)
+        why = _why_let_go(recovery, patient)
+        if why is not None:
+            self._end(recovery, RecoveryState.CANCELLED, why)
+        elif patient is not None and step.position and not recovery.dry_run and self._is_mended(recovery, patient):
             self._end(recovery)
-            return
-        self._submit(recovery, step)
+        else:
+            self._submit(recovery, step)
 
     def _submit(self, recovery: Recovery, step: Step) -> None:
         power = self._settings.configuration.recovery.power
         directory = recovery_steps.directory_of(self._settings)
-        variables = {
+        variables: dict[str, Any] = {
             "node_recover_recovery_id": recovery.recovery_id,
             "node_recover_steps": [step.step],
             "node_recover_position": step.position,
@@ -129,7 +126,10 @@ class FaultHandler:
         }
         if power is not None:
             variables["node_recover_back_within_seconds"] = power.back_within_seconds
-        job = self._jobs.submit(JobAction.RECOVER, [recovery.node_id], recovery.requested_by, variables)
+        # A manager that died before it noted its job, or another one that leads too, has left one.
+        others = self._jobs.page(_NEWEST_JOBS, action=JobAction.RECOVER, node_id=recovery.node_id).jobs
+        waiting = next((job for job in others if not job.ended and job.variables == variables), None)
+        job = waiting or self._jobs.submit(JobAction.RECOVER, [recovery.node_id], recovery.requested_by, variables)
         self._recoveries.start_step(recovery.recovery_id, step.position, job.job_id)
         self._log.info(
             "a step of recovery begins",
@@ -141,33 +141,39 @@ class FaultHandler:
 
     def _follow(self, recovery: Recovery, step: Step) -> None:
         """Look at the job of a step that has not reported its end."""
-        try:
-            job = self._jobs.get(step.job_ids[-1])
-        except JobNotFoundError:
-            self._submit(recovery, step)
-            return
-        if not job.ended:
+        job = self._job(step)
+        if job is not None and not job.ended:
             return
         # It may have reported a moment before its end, after we read the recovery.
         recovery = self._recoveries.get(recovery.recovery_id)
         if recovery.steps[step.position].state in ENDS:
             return
-        if job.state is JobState.CANCELLED:
+        if job is None or job.state is JobState.INTERRUPTED:
+            self._repeat(recovery, step, job)
+        elif job.state is JobState.CANCELLED:
             self._fail(recovery, step, f"job {job.job_id} was cancelled")
             self._end(recovery, RecoveryState.CANCELLED, f"job {job.job_id} of step {step.step} was cancelled")
-        elif job.state is JobState.INTERRUPTED and len(step.job_ids) < MAX_JOBS_PER_STEP:
-            # In doubt: its precheck decides what is left to do.
-            self._submit(recovery, step)
         else:
             self._fail(recovery, step, _why_failed(job))
+
+    def _repeat(self, recovery: Recovery, step: Step, job: Job | None) -> None:
+        """Try a step again that is in doubt: its precheck decides what is left to do."""
+        why = _why_let_go(recovery, self._patient(recovery.node_id))
+        if why is not None:
+            self._fail(recovery, step, why)
+            self._end(recovery, RecoveryState.CANCELLED, why)
+        elif len(step.job_ids) < MAX_JOBS_PER_STEP:
+            self._submit(recovery, step)
+        else:
+            self._fail(recovery, step, "its jobs are not on record any more" if job is None else _why_failed(job))
 
     def _fail(self, recovery: Recovery, step: Step, why: str) -> None:
         self._recoveries.end_step(recovery.recovery_id, step.position, StepState.FAILED, why)
 
     def _cancel(self, recovery: Recovery, step: Step | None) -> None:
         if step is not None and step.state is StepState.RUNNING:
-            job = self._jobs.get(step.job_ids[-1])
-            if not job.ended:
+            job = self._job(step)
+            if job is not None and not job.ended:
                 self._jobs.cancel(job.job_id)
                 return
             self._fail(recovery, step, "cancelled")
@@ -185,7 +191,8 @@ class FaultHandler:
         recovery = self._recoveries.get(recovery.recovery_id)
         if state is None and not recovery.dry_run:
             state, message = self._judge(recovery)
-        ended = self._recoveries.end(recovery.recovery_id, message, state=state, also=self._guard.note_end)
+        with self._guard.undone_on_failure():
+            ended = self._recoveries.end(recovery.recovery_id, message, state=state, also=self._guard.note_end)
         self._log.info(
             "a recovery has ended",
             node_id=ended.node_id,
@@ -198,24 +205,30 @@ class FaultHandler:
         """Tell whether the trouble went by itself; None: the steps say how it ended."""
         if any(step.state in {StepState.SUCCEEDED, StepState.FAILED} for step in recovery.steps):
             return None, None
-        try:
-            with self._store.read() as connection:
-                patient = read_patient(connection, self._settings, recovery.node_id)
-        except NodeNotFoundError:
+        patient = self._patient(recovery.node_id)
+        if patient is None:
             return RecoveryState.CANCELLED, "the node was deregistered"
         if recovery.conditions and self._is_mended(recovery, patient):
             return RecoveryState.SUCCEEDED, "it mended by itself"
         return None, None
+
+    def _patient(self, node_id: str) -> Patient | None:
+        with self._store.read() as connection:
+            return read_patients(connection, self._settings, [node_id]).get(node_id)
+
+    def _job(self, step: Step) -> Job | None:
+        """Read the last job of a step; None where it has been forgotten."""
+        try:
+            return self._jobs.get(step.job_ids[-1])
+        except JobNotFoundError:
+            return None
 
     # What is due
 
     def _begin_due(self, now: datetime) -> None:
         self._guard.look(now)
         self._keep_records(now)
-        if (
-            not self._settings.configuration.recovery.automatic
-            or self._guard.refusal(None, now, everywhere_only=True) is not None
-        ):
+        if not self._settings.configuration.recovery.automatic or self._guard.refusal_everywhere(now) is not None:
             return
         with self._store.read() as connection:
             sick = sick_nodes(connection, self._settings, now, self._seen_up_to, _PAGE)
@@ -229,7 +242,7 @@ class FaultHandler:
             record = repairs.get(patient.node_id, Repairs())
             found = self.plan_of(patient, record)
             if found.conditions and self.why_not_now(patient, found, record, now) is None:
-                self._begin(patient, found, record, now)
+                self._begin(patient, found, record)
 
     def why_not_now(self, patient: Patient, found: Plan, record: Repairs, now: datetime) -> str | None:
         """Say why a node is not repaired by itself now; None where it is next."""
@@ -241,7 +254,12 @@ class FaultHandler:
     def plan_of(self, patient: Patient, record: Repairs) -> Plan:
         """Plan the next climb for a node."""
         settings = self._settings.configuration.recovery
-        return recovery_ladder.plan(patient, settings, last_attempt=record.attempts + 1 >= settings.attempts)
+        return recovery_ladder.plan(
+            patient,
+            settings,
+            last_attempt=record.attempts + 1 >= settings.attempts,
+            tries_left=record.attempts < settings.attempts,
+        )
 
     def outlook(self, node_id: str) -> Outlook:
         """Tell what was, is and would be done for a node.
@@ -259,7 +277,7 @@ class FaultHandler:
         not_now = self.why_not_now(patient, found, record, now) if found.conditions and active is None else None
         return Outlook(active, last, record, found, not_now)
 
-    def _begin(self, patient: Patient, found: Plan, record: Repairs, now: datetime) -> None:
+    def _begin(self, patient: Patient, found: Plan, record: Repairs) -> None:
         new = NewRecovery(
             found.steps,
             REQUESTED_BY,
@@ -270,13 +288,13 @@ class FaultHandler:
             canary=self._guard.is_canary(patient.zone),
         )
         try:
-            with self._store.write() as connection:
+            with self._guard.undone_on_failure(), self._store.write() as connection:
                 # Seen again while its row is held: an operator may have taken the node a moment ago.
                 again = read_patient(connection, self._settings, patient.node_id)
                 if again.admin is not patient.admin or self.plan_of(again, record).steps != found.steps:
                     return
                 begun = self._recoveries.begin(connection, again, new)
-                self._guard.note_start(connection, begun, now)
+                self._guard.note_start(connection, begun)
         except ProblemError as error:
             self._log.info("a node is not repaired now", node_id=patient.node_id, reason=error.detail)
             return
@@ -312,6 +330,15 @@ class FaultHandler:
             with self._store.write() as connection:
                 connection.execute(records.update().where(records.c.node_id.in_(noted)), {"troubled_at": now})
                 connection.execute(records.delete().where(records.c.node_id.in_(well)))
+
+
+def _why_let_go(recovery: Recovery, patient: Patient | None) -> str | None:
+    """Say why a climb must not go on: its node is gone, or somebody took it; None where it may."""
+    if patient is None:
+        return "the node was deregistered"
+    if recovery.attempt and patient.admin not in recovery_ladder.REPAIRABLE:
+        return f"the node is {patient.admin} now"
+    return None
 
 
 def _why_failed(job: Job) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from node_manager.domain import Admin, Health
-from node_manager.recovery_guard import FLEET, Census, scope_of_zone
+from node_manager.guard_terms import Census
+from node_manager.recovery_guard import FLEET, scope_of
 from node_manager.store import tables
 from node_manager.store.documents import read_json
 
@@ -49,7 +50,7 @@ def take(connection: sa.Connection) -> dict[str, Census]:
 
 
 def _add(counts: Counter[str], zone: str | None, count: int = 1) -> None:
-    counts[scope_of_zone(zone)] += count
+    counts[scope_of(zone)] += count
     counts[FLEET] += count
 
 

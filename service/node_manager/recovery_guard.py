@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The mass-failure guard: whether the manager may begin a recovery, in a zone and in the fleet.
 
-Pure: what is counted and what time it is come in, states come out. Imports the vocabulary and the settings only.
+Pure: what is counted and what time it is come in, states come out. Imports its terms, the
+vocabulary and the settings only.
 """
 
 from __future__ import annotations
@@ -10,10 +11,17 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from typing import Any, Final, assert_never
+from typing import Final, assert_never
 
 from node_manager.domain import GuardState
+from node_manager.guard_terms import (
+    Canary,
+    CanaryKind,
+    CauseKind,
+    Census,
+    Outcome,
+    ScopeState,
+)
 from node_manager.settings import GuardSettings
 
 FLEET: Final = "fleet"
@@ -28,136 +36,10 @@ REPAIR_FIRST_SECONDS: Final = 600.0
 _TURNS_BEFORE_CHECK: Final = 2
 # What reads the wall clock and the steady one does so a moment apart.
 _DRIFT_SECONDS: Final = 0.5
-
-
-class CauseKind(StrEnum):
-    """Why a guard is open."""
-
-    DARK = "dark"
-    UNHEALTHY = "unhealthy"
-    RECOVERIES_FAILED = "recoveries_failed"
-    CHECK_FAILED = "check_failed"
-
-
-class CanaryKind(StrEnum):
-    """What a half-open guard tries."""
-
-    RECOVERY = "recovery"
-    CHECK = "check"
-
-
 # How long a canary may take to answer; then it counts as failed.
 ANSWER_SECONDS: Final[Mapping[CanaryKind, float]] = {CanaryKind.RECOVERY: 1800.0, CanaryKind.CHECK: 300.0}
 # These are seen in the census, and go by themselves.
 _SEEN: Final = frozenset((CauseKind.DARK, CauseKind.UNHEALTHY))
-
-
-@dataclass(frozen=True, slots=True)
-class Census:
-    """What is counted of a scope's nodes, without those in maintenance and those declared offline.
-
-    *unhealthy*: suspect, unreachable, flapping, recovering, degraded by something critical, or in an active recovery;
-    each node once. *in_recovery* counts active recoveries, whoever began them.
-    """
-
-    nodes: int = 0
-    unhealthy: int = 0
-    unreachable: int = 0
-    in_recovery: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Canary:
-    """The one repair or check that a half-open guard waits for."""
-
-    node_id: str
-    kind: CanaryKind
-    since: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How the last automatic recovery of a node ended."""
-
-    node_id: str
-    succeeded: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ScopeState:
-    """What a guard remembers of one scope.
-
-    *cause_gone_at* is when the census stopped showing the cause. *grace_since* is when it last closed: nodes wait anew
-    from there before they are repaired.
-    """
-
-    state: GuardState
-    since: datetime
-    kind: CauseKind | None = None
-    cause: str | None = None
-    cause_gone_at: datetime | None = None
-    canary: Canary | None = None
-    failed_canaries: int = 0
-    outcomes: tuple[Outcome, ...] = ()
-    last_start_at: datetime | None = None
-    grace_since: datetime | None = None
-
-    def to_document(self) -> dict[str, Any]:
-        """Give all of it as JSON."""
-        canary = self.canary
-        return {
-            "state": self.state.value,
-            "since": self.since.isoformat(),
-            "kind": self.kind,
-            "cause": self.cause,
-            "cause_gone_at": _text(self.cause_gone_at),
-            "canary": canary and {"node_id": canary.node_id, "kind": canary.kind, "since": _text(canary.since)},
-            "failed_canaries": self.failed_canaries,
-            "outcomes": [[outcome.node_id, outcome.succeeded] for outcome in self.outcomes],
-            "last_start_at": _text(self.last_start_at),
-            "grace_since": _text(self.grace_since),
-        }
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> ScopeState:
-        """Read what to_document gave, or an older version did.
-
-        What is missing or unusable is as if it had never been; a state that can't be read is open, which leads through
-        a canary.
-        """
-        state, cause = document.get("state", GuardState.CLOSED.value), document.get("cause")
-        if state not in {word.value for word in GuardState}:
-            state, cause = GuardState.OPEN, "what is stored of this guard can't be read"
-        kind, failed, outcomes = document.get("kind"), document.get("failed_canaries"), document.get("outcomes")
-        return cls(
-            state=GuardState(state),
-            since=_when(document.get("since")) or datetime.fromtimestamp(0, UTC),
-            kind=CauseKind(kind) if kind in set(CauseKind) else None,
-            cause=cause if isinstance(cause, str) else None,
-            cause_gone_at=_when(document.get("cause_gone_at")),
-            canary=_read_canary(document.get("canary")),
-            failed_canaries=failed if isinstance(failed, int) and failed > 0 else 0,
-            outcomes=tuple(_read_outcomes(outcomes)) if isinstance(outcomes, list) else (),
-            last_start_at=_when(document.get("last_start_at")),
-            grace_since=_when(document.get("grace_since")),
-        )
-
-    def shifted(self, by: timedelta, latest: datetime) -> ScopeState:
-        """Move all its times, as the clock was, and none past *latest*; the same object where that changes nothing."""
-
-        def move(time: datetime) -> datetime:
-            return min(time + by, latest)
-
-        canary = self.canary and replace(self.canary, since=move(self.canary.since))
-        moved = replace(
-            self,
-            since=move(self.since),
-            cause_gone_at=self.cause_gone_at and move(self.cause_gone_at),
-            canary=canary,
-            last_start_at=self.last_start_at and move(self.last_start_at),
-            grace_since=self.grace_since and move(self.grace_since),
-        )
-        return self if moved == self else moved
 
 
 def scope_of(zone: str | None) -> str:
@@ -221,9 +103,7 @@ def started(state: ScopeState, node_id: str, now: datetime) -> ScopeState:
     return replace(begun, canary=Canary(node_id, CanaryKind.RECOVERY, now))
 
 
-def ended(
-    state: ScopeState, node_id: str, succeeded: bool | None, now: datetime, limits: GuardSettings
-) -> ScopeState:
+def ended(state: ScopeState, node_id: str, succeeded: bool | None, now: datetime, limits: GuardSettings) -> ScopeState:
     """Note how an automatic recovery ended; None: it was broken off and says nothing, and another may be the canary."""
     is_canary = _is_canary(state, node_id, CanaryKind.RECOVERY)
     if succeeded is None:
@@ -270,12 +150,189 @@ def exit_of(state: ScopeState, census: Census, now: datetime, limits: GuardSetti
     then = f"then one recovery or check that succeeds, from {earliest} on"
     found = _cause_seen(census, limits)
     if found is not None and found[0] is CauseKind.DARK:
-        return f"nodes answer again: fewer than {_edge(census, limits)} unhealthy for {limits.settle_seconds:g} s; {then}"
+        return (
+            f"nodes answer again: fewer than {_edge(census, limits)} unhealthy for {limits.settle_seconds:g} s; {then}"
+        )
     if found is not None:
         return f"fewer than {_edge(census, limits)} unhealthy for {limits.settle_seconds:g} s; {then}"
     if state.kind in _SEEN:
         return f"it stays so for {limits.settle_seconds:g} s; {then}"
     return then
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """An operator's word that nothing is repaired by itself: in a zone ("": nodes without one), or None: in the fleet."""
+
+    name: str
+    zone: str | None
+    reason: str
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """A recovery may begin now; it is the *canary* where the zone or the fleet is half-open."""
+
+    canary: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """No recovery may begin now, in one line for people."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to be stored of a scope; no *before*: it is new, no *after*: it is gone."""
+
+    scope: str
+    before: ScopeState | None
+    after: ScopeState | None
+
+    @property
+    def turned(self) -> bool:
+        """Whether it opened, went half-open or closed, which is worth an event."""
+        before, after = (state.state if state else GuardState.CLOSED for state in (self.before, self.after))
+        return before is not after
+
+
+class Guard:
+    """The guards of the fleet and of its zones together.
+
+    One look at all scopes, then questions at the same *now*. What changes is given back to be stored; `undo` takes it
+    back where that fails.
+    """
+
+    def __init__(self, limits: GuardSettings, states: Mapping[str, ScopeState] | None = None) -> None:
+        self._limits = limits
+        self.states: dict[str, ScopeState] = dict(states or {})
+        self.censuses: dict[str, Census] = {}
+        self.pauses: tuple[Pause, ...] = ()
+        self._looked: tuple[datetime, float] | None = None
+
+    def observe(self, censuses: Mapping[str, Census], now: datetime, steady_seconds: float) -> list[Change]:
+        """Take a new count of every scope, and judge all of them.
+
+        Shapes: *censuses* by scope, the fleet's among them; *steady_seconds* from a clock that can't be set.
+        """
+        before, self.censuses = dict(self.states), {FLEET: Census(), **censuses}
+        drift = timedelta()
+        if self._looked is None:
+            self.states = {scope: _after_restart(state, now) for scope, state in self.states.items()}
+        else:
+            then, steady_then = self._looked
+            drift = now - then - timedelta(seconds=steady_seconds - steady_then)
+        if abs(drift.total_seconds()) > _DRIFT_SECONDS:
+            self.states = {scope: state.shifted(drift, now) for scope, state in self.states.items()}
+        self._looked = (now, steady_seconds)
+        for scope in {**self.states, **self.censuses}:
+            state = self.states.get(scope) or ScopeState(GuardState.CLOSED, now)
+            state = observe(state, self.censuses.get(scope, Census()), now, self._limits)
+            if scope in self.censuses or state.state is not GuardState.CLOSED:
+                self.states[scope] = state
+            else:
+                del self.states[scope]
+        return self._changes(before)
+
+    def decide(self, zone: str | None, now: datetime) -> Permit | Refusal:
+        """Tell whether a recovery may begin in a zone."""
+        refusal = self.refusal_of_fleet(now) or self._paused(scope_of(zone), now) or self._why_not(scope_of(zone), now)
+        if refusal is not None:
+            return Refusal(refusal)
+        scopes = (FLEET, scope_of(zone))
+        return Permit(canary=any(self.states[scope].state is GuardState.HALF_OPEN for scope in scopes))
+
+    def refusal_of_fleet(self, now: datetime) -> str | None:
+        """Say why no recovery may begin anywhere; None where the fleet as a whole refuses none."""
+        return self._paused(FLEET, now) or self._why_not(FLEET, now)
+
+    def started(self, zone: str | None, node_id: str, now: datetime) -> list[Change]:
+        """Note that an automatic recovery begins, as decided."""
+        before = dict(self.states)
+        for scope in self._scopes(zone):
+            self.states[scope] = started(self.states[scope], node_id, self._latest(now))
+            census = self.censuses.get(scope, Census())
+            self.censuses[scope] = replace(census, in_recovery=census.in_recovery + 1)
+        return self._changes(before)
+
+    def ended(self, zone: str | None, node_id: str, succeeded: bool | None, now: datetime) -> list[Change]:
+        """Note how an automatic recovery ended, in the zone where it began; None: it was broken off."""
+        before = dict(self.states)
+        for scope in self._scopes(zone):
+            self.states[scope] = ended(self.states[scope], node_id, succeeded, self._latest(now), self._limits)
+        return self._changes(before)
+
+    def checks_wanted(self, now: datetime) -> list[str]:
+        """Name the scopes that want a full check of one of their nodes as their canary."""
+        return [scope for scope, state in self.states.items() if needs_canary_check(state, now, self._limits)]
+
+    def check_started(self, zone: str | None, node_id: str, now: datetime) -> list[Change]:
+        """Note that a node's check begins: the canary of its zone and of the fleet, of each that wants one."""
+        before = dict(self.states)
+        for scope in set(self._scopes(zone)).intersection(self.checks_wanted(now)):
+            self.states[scope] = check_started(self.states[scope], node_id, self._latest(now))
+        return self._changes(before)
+
+    def checked(self, zone: str | None, node_id: str, passed: bool, now: datetime) -> list[Change]:
+        """Note how that check ended."""
+        before = dict(self.states)
+        for scope in self._scopes(zone):
+            self.states[scope] = canary_checked(self.states[scope], node_id, passed, self._latest(now))
+        return self._changes(before)
+
+    def undo(self, changes: Iterable[Change]) -> None:
+        """Take back what could not be stored."""
+        for change in changes:
+            if change.before is None:
+                self.states.pop(change.scope, None)
+            else:
+                self.states[change.scope] = change.before
+
+    def grace_since(self, zone: str | None) -> datetime | None:
+        """Tell from when on the nodes of a zone wait anew; None where nothing was ever open."""
+        times = (self.states[scope].grace_since for scope in self._scopes(zone))
+        return max((time for time in times if time is not None), default=None)
+
+    def exit_of(self, scope: str, now: datetime) -> str | None:
+        """Say what it takes until a scope is closed; None where it is."""
+        return exit_of(self.states[scope], self.censuses.get(scope, Census()), now, self._limits)
+
+    def _scopes(self, zone: str | None) -> list[str]:
+        return [scope for scope in (FLEET, scope_of(zone)) if scope in self.states]
+
+    def _why_not(self, scope: str, now: datetime) -> str | None:
+        if scope not in self.states or scope not in self.censuses:
+            return f"{name_of(scope)}: its nodes are not counted yet"
+        return may_start(scope, self.states[scope], self.censuses[scope], now, self._limits)
+
+    def _paused(self, scope: str, now: datetime) -> str | None:
+        for pause in self.pauses:
+            of = FLEET if pause.zone is None else scope_of(pause.zone)
+            if of == scope and (pause.until is None or now < pause.until):
+                until = f" until {_clock(pause.until)}" if pause.until else ""
+                return f"{name_of(scope)}: paused by {pause.name}{until}: {pause.reason}"
+        return None
+
+    def _latest(self, now: datetime) -> datetime:
+        """Take a clock that was set back since the last look as not set: the next look moves all times."""
+        return now if self._looked is None else max(now, self._looked[0])
+
+    def _changes(self, before: Mapping[str, ScopeState]) -> list[Change]:
+        pairs = ((scope, before.get(scope), self.states.get(scope)) for scope in {**before, **self.states})
+        return [Change(scope, old, new) for scope, old, new in pairs if old is not new and old != new]
+
+
+def _after_restart(state: ScopeState, now: datetime) -> ScopeState:
+    """Trust nothing that a clock set meanwhile would falsify, and no check that ended with the manager."""
+    checked = state.canary is not None and state.canary.kind is CanaryKind.CHECK
+    return replace(
+        state,
+        canary=None if checked else state.canary,
+        last_start_at=None if state.last_start_at is None else now,
+    )
 
 
 def _observe_open(
@@ -334,9 +391,7 @@ def _recoveries_failed(state: ScopeState, limits: GuardSettings) -> tuple[CauseK
 
 def _opened(state: ScopeState, cause: tuple[CauseKind, str], now: datetime) -> ScopeState:
     kind, text = cause
-    return replace(
-        state, state=GuardState.OPEN, since=now, kind=kind, cause=text, cause_gone_at=None, canary=None
-    )
+    return replace(state, state=GuardState.OPEN, since=now, kind=kind, cause=text, cause_gone_at=None, canary=None)
 
 
 def _failed(state: ScopeState, text: str, now: datetime) -> ScopeState:
@@ -365,33 +420,3 @@ def _left(since: datetime, seconds: float, now: datetime) -> float:
 
 def _clock(time: datetime) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-def _text(time: datetime | None) -> str | None:
-    return None if time is None else time.isoformat()
-
-
-def _when(text: Any) -> datetime | None:
-    try:
-        time = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        return None
-    return time if time.tzinfo is not None else None
-
-
-def _read_canary(document: Any) -> Canary | None:
-    if not isinstance(document, dict) or document.get("kind") not in set(CanaryKind):
-        return None
-    node_id, since = document.get("node_id"), _when(document.get("since"))
-    if not isinstance(node_id, str) or since is None:
-        return None
-    return Canary(node_id, CanaryKind(document["kind"]), since)
-
-
-def _read_outcomes(items: list[Any]) -> Iterable[Outcome]:
-    for item in items:
-        match item:
-            case [str(node_id), bool(succeeded)]:
-                yield Outcome(node_id, succeeded)
-            case _:
-                pass

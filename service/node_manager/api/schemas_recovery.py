@@ -118,8 +118,8 @@ class ScopeOut(Output):
     scope: str = Field(examples=["zone:eu-1a"])
     state: GuardState
     since: AwareDatetime
-    cause: str
-    exit: str = Field(description="What it takes to leave this state")
+    cause: str | None
+    exit: str | None = Field(description="What it takes until it is closed; null where it is")
     nodes: int
     unhealthy: int
     unreachable: int
