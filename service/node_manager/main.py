@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from node_manager import __version__, accounts, recovery_steps
 from node_manager.access import AuditLog, Tokens
 from node_manager.advice import Optimiser
-from node_manager.api import allocations, deployments, system, watching
+from node_manager.api import allocations, deployments, lost, system, watching
 from node_manager.api import jobs as jobs_api
 from node_manager.api import recoveries as recoveries_api
 from node_manager.api.errors import Problem, add_handlers
@@ -31,8 +31,11 @@ from node_manager.api.nodes import make_router
 from node_manager.api.schemas_deployment import SelectionBatch
 from node_manager.deployments import DeploymentPlacer
 from node_manager.fault_handler import FaultHandler
+from node_manager.ghosts import Ghosts
 from node_manager.guard_keeper import GuardKeeper
 from node_manager.jobs import JobQueue
+from node_manager.lost_nodes import LostNodes
+from node_manager.maintenance import Maintenance
 from node_manager.node_registry import Clock, NodeRegistry, utc_now
 from node_manager.observations import ObservationLog
 from node_manager.parts import Parts
@@ -41,6 +44,7 @@ from node_manager.playbook_process import Runner
 from node_manager.quotas import Quotas
 from node_manager.recorder import Recorder
 from node_manager.recoveries import Recoveries
+from node_manager.replacements import Replacements
 from node_manager.resource_allocator import ResourceAllocator
 from node_manager.resource_monitor import ResourceMonitor
 from node_manager.scheduler import Scheduler
@@ -86,13 +90,22 @@ def create_app(
     recoveries = Recoveries(store, settings, clock)
     guard = GuardKeeper(store, settings, queue, clock)
     faults = FaultHandler(store, settings, recoveries, queue, guard, clock)
+    replacements = Replacements(store, settings, placer, clock)
+    maintenance = Maintenance(store, settings, replacements, queue, clock)
     scheduler = Scheduler(
         store,
         settings,
         queue,
         clock,
         instance_id,
-        chores=[allocator.expire, placer.keep_fresh, faults.round],
+        chores=[
+            allocator.expire,
+            placer.keep_fresh,
+            maintenance.round,
+            faults.round,
+            LostNodes(store, settings, replacements, clock).round,
+            Ghosts(store, settings, clock).round,
+        ],
         hourly_chores=[placer.prune, recoveries.prune, guard.prune],
         is_in_hand=monitor.has_in_hand,
     )
@@ -109,6 +122,8 @@ def create_app(
         traffic=Traffic(store, settings, placer, clock),
         optimiser=Optimiser(store, settings, placer, clock),
         jobs=queue,
+        replacements=replacements,
+        maintenance=maintenance,
         recoveries=recoveries,
         guard=guard,
         faults=faults,
@@ -154,6 +169,7 @@ def create_app(
         deployments.router,
         jobs_api.router,
         recoveries_api.router,
+        lost.router,
         system.router,
     ):
         app.include_router(router)

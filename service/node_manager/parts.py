@@ -11,11 +11,13 @@ from node_manager.deployments import DeploymentPlacer
 from node_manager.fault_handler import FaultHandler
 from node_manager.guard_keeper import GuardKeeper
 from node_manager.jobs import JobQueue
+from node_manager.maintenance import Maintenance
 from node_manager.node_registry import Clock, NodeRegistry
 from node_manager.observations import ObservationLog
 from node_manager.placement_queue import PlacementQueue
 from node_manager.quotas import Quotas
 from node_manager.recoveries import Recoveries
+from node_manager.replacements import Replacements
 from node_manager.resource_allocator import ResourceAllocator
 from node_manager.resource_monitor import ResourceMonitor
 from node_manager.settings import Settings
@@ -39,6 +41,8 @@ class Parts:
     traffic: Traffic
     optimiser: Optimiser
     jobs: JobQueue
+    replacements: Replacements
+    maintenance: Maintenance
     recoveries: Recoveries
     guard: GuardKeeper
     faults: FaultHandler

@@ -69,6 +69,7 @@ class Recovery:
 
 
 def active_of(connection: sa.Connection, node_id: str) -> Recovery | None:
+    """Find the climb that goes on on a node, dry runs left out; None where there is none."""
     which = sa.and_(
         _recoveries.c.node_id == node_id, _recoveries.c.ended_at.is_(None), _recoveries.c.dry_run.is_(sa.false())
     )
@@ -84,6 +85,10 @@ def held(connection: sa.Connection, recovery_id: str) -> Recovery:
 
 
 def known(connection: sa.Connection, recovery_id: str) -> Recovery:
+    """Read a climb.
+
+    Errors: RecoveryNotFoundError.
+    """
     found = load(connection, _recoveries.c.recovery_id == recovery_id)
     if not found:
         raise RecoveryNotFoundError(
@@ -93,6 +98,7 @@ def known(connection: sa.Connection, recovery_id: str) -> Recovery:
 
 
 def load(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[Recovery]:
+    """Read the climbs that *which* lets pass, in the order of their starts, with their steps."""
     rows = connection.execute(sa.select(_recoveries).where(which).order_by(_recoveries.c.sequence)).all()
     if not rows:
         return []

@@ -110,8 +110,7 @@ class Scheduler:
         now = self._clock()
         if not self._lead(now):
             return False
-        for chore in self._chores:
-            chore()
+        self._do(self._chores)
         if self._settings.configuration.monitoring.scheduled:
             self._look_at_nodes(now)
         if _is_due(self._pruned_at, now, _PRUNE_SECONDS):
@@ -119,9 +118,17 @@ class Scheduler:
             keep = timedelta(days=self._settings.configuration.storage.history_days)
             samples.prune(self._store, now, keep)
             self._queue.prune()
-            for chore in self._hourly_chores:
-                chore()
+            self._do(self._hourly_chores)
         return True
+
+    def _do(self, chores: Iterable[Callable[[], object]]) -> None:
+        for chore in chores:
+            try:
+                chore()
+            except StoreUnavailableError:
+                raise
+            except Exception:  # one that stumbles must not keep the others from their work
+                self._log.exception("periodic work stumbled", chore=getattr(chore, "__qualname__", str(chore)))
 
     def _look_at_nodes(self, now: datetime) -> None:
         followed_up = self._follow_up(now)

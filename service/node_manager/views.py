@@ -328,7 +328,7 @@ def render_scope(report: ScopeReport) -> dict[str, Any]:
         "in_recovery": census.in_recovery,
         "in_recovery_limit": report.in_recovery_limit,
         "last_start_at": render_time(state.last_start_at),
-        "canary": state.canary,
+        "canary": None if state.canary is None else state.canary.node_id,
     }
 
 

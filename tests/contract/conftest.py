@@ -15,7 +15,8 @@ from node_manager.observations import ObservationLog
 from node_manager.quotas import Quotas
 from node_manager.resource_allocator import ResourceAllocator
 from node_manager.settings import Settings
-from node_manager.store import Store, open_store, tables
+from node_manager.store import Store, open_store
+from node_manager.store.columns import metadata
 from stored import Rows
 
 ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
@@ -52,7 +53,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         shutil.copy(request.getfixturevalue("migrated_file"), tmp_path / "node-manager.db")
         return f"sqlite:///{tmp_path}/node-manager.db"
     with request.getfixturevalue("migrated_store").write() as connection:
-        for table in reversed(tables.metadata.sorted_tables):
+        for table in reversed(metadata.sorted_tables):
             connection.execute(table.delete())
     url: str = request.getfixturevalue("postgresql_url")
     return url

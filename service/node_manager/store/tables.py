@@ -7,70 +7,32 @@ node_reports) never share a column. A change here needs a migration beside it; a
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from typing import Any
-
 from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
     Column,
-    Dialect,
     Float,
     ForeignKey,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Table,
     Text,
-    TypeDecorator,
-    and_,
-    false,
 )
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """Aware UTC datetimes, kept as microseconds since 1970: the same bits and order on every engine."""
-
-    impl = BigInteger
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:  # noqa: ARG002
-        """Turn a datetime into microseconds; a naive one is a bug and raises."""
-        return None if value is None else (value - _EPOCH) // _MICROSECOND
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Turn microseconds into a datetime."""
-        return None if value is None else _EPOCH + value * _MICROSECOND
-
-
-# SQLite numbers rows by itself only for INTEGER PRIMARY KEY.
-_Sequence = BigInteger().with_variant(Integer, "sqlite")
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s",
-        "pk": "pk_%(table_name)s",
-    }
+from node_manager.store.columns import Sequence, UtcDateTime, metadata, node_id_column
+from node_manager.store.repair_tables import (
+    guards,
+    lost_nodes,
+    maintenances,
+    node_workloads,
+    recoveries,
+    recovery_pauses,
+    recovery_steps,
+    repair_records,
 )
-
-
-def _node_id_column(*, primary_key: bool = False) -> Column[str]:
-    return Column(
-        "node_id",
-        String(253),
-        ForeignKey("nodes.node_id", ondelete="CASCADE"),
-        primary_key=primary_key,
-        nullable=False,
-    )
-
 
 nodes = Table(
     "nodes",
@@ -96,7 +58,7 @@ nodes = Table(
 node_labels = Table(
     "node_labels",
     metadata,
-    _node_id_column(primary_key=True),
+    node_id_column(primary_key=True),
     Column("key", String(63), primary_key=True),
     Column("value", String(255), nullable=False),
     Index("ix_node_labels_key_value", "key", "value"),
@@ -105,7 +67,7 @@ node_labels = Table(
 host_keys = Table(
     "host_keys",
     metadata,
-    _node_id_column(primary_key=True),
+    node_id_column(primary_key=True),
     Column("public_key", Text, primary_key=True),
     Column("origin", String(16), nullable=False),
     Column("pinned_at", UtcDateTime, nullable=False),
@@ -114,7 +76,7 @@ host_keys = Table(
 node_states = Table(
     "node_states",
     metadata,
-    _node_id_column(primary_key=True),
+    node_id_column(primary_key=True),
     Column("health", String(16), nullable=False, index=True),
     Column("health_since", UtcDateTime, nullable=False),
     Column("health_cause", Text, nullable=False),
@@ -150,7 +112,7 @@ def _newest(name: str, document: str) -> Table:
     return Table(
         name,
         metadata,
-        _node_id_column(primary_key=True),
+        node_id_column(primary_key=True),
         Column("observed_at", UtcDateTime, nullable=False),
         Column("source", String(64), nullable=False),
         Column(document, JSON, nullable=False),
@@ -164,7 +126,7 @@ node_reports = _newest("node_reports", "report")
 sample_history = Table(
     "sample_history",
     metadata,
-    _node_id_column(primary_key=True),
+    node_id_column(primary_key=True),
     Column("minute", BigInteger, primary_key=True),
     Column("samples", Integer, nullable=False),
     # Of each metric the number of samples that knew it: what a node can't tell must not count as nothing used.
@@ -185,7 +147,7 @@ sample_history = Table(
 node_accounts = Table(
     "node_accounts",
     metadata,
-    _node_id_column(primary_key=True),
+    node_id_column(primary_key=True),
     Column("node_type", String(63)),
     Column("capacity", JSON, nullable=False),
     # The ids of the units of each device class.
@@ -252,7 +214,7 @@ deployments = Table(
 decision_passes = Table(
     "decision_passes",
     metadata,
-    Column("pass_id", _Sequence, primary_key=True, autoincrement=True),
+    Column("pass_id", Sequence, primary_key=True, autoincrement=True),
     Column("chain_id", String(36), nullable=False),
     Column("position", Integer, nullable=False),
     Column("at", UtcDateTime, nullable=False),
@@ -264,7 +226,7 @@ decision_passes = Table(
 decisions = Table(
     "decisions",
     metadata,
-    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    Column("sequence", Sequence, primary_key=True, autoincrement=True),
     Column("decision_id", String(36), nullable=False, unique=True),
     Column("deployment_id", String(253), nullable=False, index=True),
     Column("chain_id", String(36), nullable=False),
@@ -281,7 +243,7 @@ decisions = Table(
 outbox = Table(
     "outbox",
     metadata,
-    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    Column("sequence", Sequence, primary_key=True, autoincrement=True),
     Column("event_id", String(36), nullable=False, unique=True),
     Column("topic", String(64), nullable=False),
     Column("type", String(64), nullable=False),
@@ -297,7 +259,7 @@ jobs = Table(
     "jobs",
     metadata,
     # The order of arrival; times of several managers don't give one.
-    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    Column("sequence", Sequence, primary_key=True, autoincrement=True),
     Column("job_id", String(36), nullable=False, unique=True),
     Column("action", String(16), nullable=False),
     Column("state", String(16), nullable=False, index=True),
@@ -336,142 +298,6 @@ node_claims = Table(
     Column("job_id", String(36), ForeignKey("jobs.job_id", ondelete="CASCADE"), nullable=False, index=True),
 )
 
-# Climbs of the recovery ladder, dry runs included.
-recoveries = Table(
-    "recoveries",
-    metadata,
-    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
-    Column("recovery_id", String(36), nullable=False, unique=True),
-    # No foreign key: the record outlives the node.
-    Column("node_id", String(253), nullable=False, index=True),
-    Column("zone", Text),
-    Column("state", String(16), nullable=False),
-    Column("dry_run", Boolean, nullable=False),
-    # The conditions that asked for it; empty where a person did.
-    Column("conditions", JSON, nullable=False),
-    # Whether one of them is critical, so that giving up cordons the node.
-    Column("critical", Boolean, nullable=False),
-    # Which try since the node was last well, from 1; 0 where a person asked.
-    Column("attempt", Integer, nullable=False),
-    # Started by a half-open guard, to see whether repairs work again.
-    Column("canary", Boolean, nullable=False),
-    # "manager", or "playbook" where Ansible was started by hand and climbs by itself.
-    Column("driver", String(16), nullable=False),
-    Column("requested_by", String(64), nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("message", Text),
-    Column("started_at", UtcDateTime, nullable=False),
-    # When one that is driven by a playbook counts as abandoned.
-    Column("deadline_at", UtcDateTime),
-    Column("cancel_requested_at", UtcDateTime),
-    Column("ended_at", UtcDateTime, index=True),
-    sqlite_autoincrement=True,
-)
-# One at a time on a node.
-Index(
-    "uq_recoveries_active_node_id",
-    recoveries.c.node_id,
-    unique=True,
-    sqlite_where=and_(recoveries.c.ended_at.is_(None), recoveries.c.dry_run.is_(false())),
-    postgresql_where=and_(recoveries.c.ended_at.is_(None), recoveries.c.dry_run.is_(false())),
-)
-
-recovery_steps = Table(
-    "recovery_steps",
-    metadata,
-    Column(
-        "recovery_id",
-        String(36),
-        ForeignKey("recoveries.recovery_id", ondelete="CASCADE"),
-        primary_key=True,
-    ),
-    # From 0, in the order of the ladder.
-    Column("position", Integer, primary_key=True),
-    Column("step", String(64), nullable=False),
-    Column("state", String(16), nullable=False),
-    # All jobs that were started for it, in order: more than one where a manager was restarted in the middle.
-    Column("job_ids", JSON, nullable=False),
-    Column("message", Text),
-    Column("started_at", UtcDateTime),
-    # Written before the act begins, once: whoever finds it set must not act again.
-    Column("acted_at", UtcDateTime),
-    Column("ended_at", UtcDateTime),
-)
-
-# What is remembered of a node that was repaired, until it has been well for long enough.
-repair_records = Table(
-    "repair_records",
-    metadata,
-    _node_id_column(primary_key=True),
-    Column("attempts", Integer, nullable=False),
-    Column("last_ended_at", UtcDateTime),
-    # When something to repair was last seen.
-    Column("troubled_at", UtcDateTime, nullable=False),
-    Column("gave_up_at", UtcDateTime),
-)
-
-# The mass-failure guard of each scope: "fleet", or "zone:" and its name.
-guards = Table(
-    "guards",
-    metadata,
-    Column("scope", String(300), primary_key=True),
-    Column("state", String(16), nullable=False),
-    Column("since", UtcDateTime, nullable=False),
-    Column("document", JSON, nullable=False),
-)
-
-recovery_pauses = Table(
-    "recovery_pauses",
-    metadata,
-    Column("name", String(64), primary_key=True),
-    # None: the whole fleet.
-    Column("zone", Text),
-    Column("reason", Text, nullable=False),
-    Column("until", UtcDateTime),
-    Column("created_by", String(64), nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
-)
-
-# What is known of a node's maintenance or drain, while it lasts.
-maintenances = Table(
-    "maintenances",
-    metadata,
-    _node_id_column(primary_key=True),
-    Column("reason", Text, nullable=False),
-    Column("requested_by", String(64), nullable=False),
-    Column("started_at", UtcDateTime, nullable=False),
-    # Whether the node is to be emptied first, and where that stands.
-    Column("drain", Boolean, nullable=False),
-    Column("deadline_at", UtcDateTime),
-    Column("drained_at", UtcDateTime),
-    Column("until", UtcDateTime),
-    Column("keep_cordon", Boolean, nullable=False),
-    # Set once somebody asked to end it: the node leaves with the next check that passes.
-    Column("leaving_at", UtcDateTime),
-    Column("document", JSON, nullable=False),
-)
-
-# The managed workloads that were last seen on a node.
-node_workloads = Table(
-    "node_workloads",
-    metadata,
-    _node_id_column(primary_key=True),
-    Column("container", String(128), primary_key=True),
-    Column("allocation_id", String(128), index=True),
-    Column("deployment_id", String(253)),
-    Column("seen_at", UtcDateTime, nullable=False),
-)
-
-# Nodes that were called unreachable, until they are back or their work was taken from them.
-lost_nodes = Table(
-    "lost_nodes",
-    metadata,
-    _node_id_column(primary_key=True),
-    Column("lost_at", UtcDateTime, nullable=False),
-    Column("reclaim_at", UtcDateTime, nullable=False),
-    Column("reclaimed_at", UtcDateTime),
-)
-
 tokens = Table(
     "tokens",
     metadata,
@@ -486,7 +312,7 @@ tokens = Table(
 audit = Table(
     "audit",
     metadata,
-    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    Column("sequence", Sequence, primary_key=True, autoincrement=True),
     Column("at", UtcDateTime, nullable=False),
     Column("actor", String(64), nullable=False),
     Column("role", String(16)),
@@ -503,3 +329,38 @@ leases = Table(
     Column("holder", String(64), nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
 )
+
+__all__ = [
+    "UtcDateTime",
+    "allocations",
+    "audit",
+    "decision_passes",
+    "decisions",
+    "deployments",
+    "guards",
+    "host_keys",
+    "job_nodes",
+    "jobs",
+    "leases",
+    "lost_nodes",
+    "maintenances",
+    "metadata",
+    "node_accounts",
+    "node_changes",
+    "node_claims",
+    "node_facts",
+    "node_labels",
+    "node_reports",
+    "node_samples",
+    "node_states",
+    "node_workloads",
+    "nodes",
+    "outbox",
+    "owners",
+    "recoveries",
+    "recovery_pauses",
+    "recovery_steps",
+    "repair_records",
+    "sample_history",
+    "tokens",
+]
