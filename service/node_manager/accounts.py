@@ -47,6 +47,23 @@ def fit(
     return True
 
 
+def move_on(connection: sa.Connection, node_id: str) -> int | None:
+    """Begin a new epoch of a node, whose row the caller holds; give it, None where there is no account."""
+    epoch: int | None = connection.scalar(
+        _accounts.update()
+        .where(_accounts.c.node_id == node_id)
+        .values(version=_accounts.c.version + 1, epoch=_accounts.c.epoch + 1)
+        .returning(_accounts.c.epoch)
+    )
+    return epoch
+
+
+def epoch_of(store: Store, node_id: str) -> int | None:
+    """Read how often work was taken from a node, counted from 1; None where there is no account yet."""
+    with store.read() as connection:
+        return connection.scalar(sa.select(_accounts.c.epoch).where(_accounts.c.node_id == node_id))
+
+
 def fit_all(store: Store, settings: Settings) -> int:
     """Make all accounts agree with nodes and node types, as after a change of node_types.json; give how many did not."""
     nodes, states, facts = tables.nodes.c, tables.node_states.c, tables.node_facts.c

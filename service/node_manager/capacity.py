@@ -46,6 +46,8 @@ class Account:
     # More is taken than there is now: nothing is evicted for it, but nothing more fits.
     overcommitted: bool
     devices: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    # How often work was taken from the node, counted from 1.
+    epoch: int = 1
 
 
 def capacity_of(

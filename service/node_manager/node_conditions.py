@@ -27,6 +27,7 @@ from node_manager.sample_readings import OF_FILESYSTEMS, counters_of, disk_readi
 from node_manager.settings import Settings
 from node_manager.shapes import FilesystemSample, Report, Sample, Throttling
 from node_manager.thresholds import Edge, Edges, Steps, edges_of
+from node_manager.workloads import mark_of
 
 # Written into the memory: another version's is not read.
 VERSION = 1
@@ -35,6 +36,8 @@ CRITICAL_KILLS = 3
 UNDERVOLTAGE_SPAN_SECONDS = 3600
 # ntpd may take that long to choose a server (netdata waits for it too); a board without its own clock needs a while as well.
 CLOCK_GRACE_SECONDS = 1020
+# What the memory calls the mark of the managed workloads.
+WORKLOADS = "workloads"
 # How long a condition outlives a sample that can't tell: a collector that hangs once is no news.
 HOLD_SECONDS = thresholds.HOLD_SECONDS
 _UNDERVOLTAGE_STAMP_SECONDS = 60
@@ -210,6 +213,7 @@ class _Judging:
         self._judge_clock()
         self._judge_kills()
         self._judge_restarts()
+        self._mark_workloads()
         self._forget()
 
     def _judge_boot(self) -> None:
@@ -400,6 +404,11 @@ class _Judging:
             "without a restart"
         )
         self._say_bad(ConditionType.RESTARTS_NORMAL, "RestartsOften", message, Severity.WARNING)
+
+    def _mark_workloads(self) -> None:
+        mark = mark_of(self._sample)
+        if mark is not None:
+            self._set(WORKLOADS, self._known.get(WORKLOADS, ""), mark)
 
     def _forget(self) -> None:
         """Let what can't be told any more be unknown after a while, and forget what it was."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from node_manager import accounts, changes, events, host_keys
+from node_manager import accounts, changes, events, host_keys, node_admin
 from node_manager.declarations import NodeChange, NodeDeclaration
 from node_manager.domain import Admin, Status
 from node_manager.health_checker import NodeState, derive_status, is_schedulable, new_state
@@ -27,7 +27,6 @@ from node_manager.problems import (
     NodeExistsError,
     NodeInUseError,
     NodeNotFoundError,
-    StaleGenerationError,
 )
 from node_manager.settings import Settings
 from node_manager.store import Store, tables
@@ -64,6 +63,8 @@ class Node:
     facts_observed_at: datetime | None = None
     facts_source: str | None = None
     host_keys: tuple[tuple[str, str], ...] = ()
+    # How often work was taken from it, counted from 1.
+    epoch: int = 1
 
     @property
     def node_type(self) -> str | None:
@@ -126,6 +127,8 @@ class NodeRegistry:
                 _write_labels(connection, declaration.node_id, declaration.labels)
                 host_keys.pin(connection, declaration.node_id, declaration.host_keys, host_keys.GIVEN, now)
                 insert_state(connection, declaration.node_id, new_state(now))
+                declared_admin = declaration.admin or Admin.ACTIVE
+                node_admin.follow(connection, declaration.node_id, Admin.ACTIVE, declared_admin, "declared", now)
                 self._fit_account(connection, declaration.node_id)
                 events.emit(
                     connection, events.EventType.NODE_REGISTERED, declaration.node_id, now, _event_data(values, 1)
@@ -147,6 +150,7 @@ class NodeRegistry:
         with self._store.write() as connection:
             node = _lock(connection, node_id, if_generation)
             _check_local(change, allow_local=allow_local or node.connection["kind"] == "local")
+            _check_admin(node_id, node.admin, change)
             self._check_references(connection, node_id, change, has_keys=bool(node.host_keys))
             generation = node.generation + 1
             connection.execute(
@@ -161,25 +165,21 @@ class NodeRegistry:
             self._fit_account(connection, node_id)
             events.emit(connection, events.EventType.NODE_UPDATED, node_id, now, _event_data(values, generation))
             if change.admin is not None and change.admin is not node.admin:
-                _emit_admin_changed(connection, node, change.admin, "declared", now)
+                node_admin.follow(connection, node_id, node.admin, change.admin, "declared", now)
+                node_admin.tell(connection, node_id, node.admin, change.admin, "declared", now)
             return _select_known(connection, node_id)
 
     def set_admin(self, node_id: str, admin: Admin, reason: str, *, if_generation: int | None = None) -> Node:
-        """Change whether a node takes part.
+        """Change at once whether a node takes part; what operators ask for goes through maintenance.py.
 
         Errors: NodeNotFoundError, StaleGenerationError.
         """
         now = self._clock()
         with self._store.write() as connection:
-            node = _lock(connection, node_id, if_generation)
-            if node.admin is admin:
-                return node
-            connection.execute(
-                tables.nodes.update().where(tables.nodes.c.node_id == node_id),
-                {"admin": admin.value, "generation": node.generation + 1, "updated_at": now},
-            )
-            changes.note(connection, [node_id])
-            _emit_admin_changed(connection, node, admin, reason, now)
+            standing = node_admin.lock(connection, node_id, if_generation)
+            if standing.admin is not admin:
+                node_admin.follow(connection, node_id, standing.admin, admin, reason, now)
+                node_admin.change(connection, standing, admin, reason, now)
             return _select_known(connection, node_id)
 
     def forget_host_keys(self, node_id: str) -> Node:
@@ -329,9 +329,11 @@ _NODE_QUERY = (
         tables.node_facts.c.facts,
         tables.node_facts.c.observed_at.label("facts_observed_at"),
         tables.node_facts.c.source.label("facts_source"),
+        sa.func.coalesce(tables.node_accounts.c.epoch, 1).label("epoch"),
     )
     .join(tables.node_states, tables.node_states.c.node_id == tables.nodes.c.node_id)
     .join(tables.node_facts, tables.node_facts.c.node_id == tables.nodes.c.node_id, isouter=True)
+    .join(tables.node_accounts, tables.node_accounts.c.node_id == tables.nodes.c.node_id, isouter=True)
 )
 
 
@@ -356,16 +358,8 @@ def _select_known(connection: sa.Connection, node_id: str) -> Node:
 
 def _lock(connection: sa.Connection, node_id: str, if_generation: int | None) -> Node:
     """Hold the node's row until the end of the transaction and check that it is the one the caller knows."""
-    # SQLite's transaction already holds the whole database; there, FOR UPDATE is left out by SQLAlchemy.
-    connection.execute(sa.select(tables.nodes.c.node_id).where(tables.nodes.c.node_id == node_id).with_for_update())
-    node = _select_known(connection, node_id)
-    if if_generation is not None and if_generation != node.generation:
-        raise StaleGenerationError(
-            f"node {node_id!r} is at generation {node.generation}, not {if_generation}; read it again and repeat",
-            node_id=node_id,
-            generation=node.generation,
-        )
-    return node
+    node_admin.lock(connection, node_id, if_generation)
+    return _select_known(connection, node_id)
 
 
 def _node_of_row(row: sa.Row[Any], host_keys: tuple[tuple[str, str], ...] = ()) -> Node:
@@ -395,6 +389,7 @@ def _node_of_row(row: sa.Row[Any], host_keys: tuple[tuple[str, str], ...] = ()) 
         facts_observed_at=row.facts_observed_at,
         facts_source=row.facts_source,
         host_keys=host_keys,
+        epoch=row.epoch,
     )
 
 
@@ -403,6 +398,17 @@ def _check_local(change: NodeChange, *, allow_local: bool) -> None:
         raise InvalidInputError(
             "connection.kind",
             "local is the manager's own machine and is registered there only: nodectl register --local",
+        )
+
+
+def _check_admin(node_id: str, admin: Admin, change: NodeChange) -> None:
+    if change.admin is None or change.admin is admin:
+        return
+    # What is declared over and over must not end what an operator began, nor skip the check before the return.
+    if admin is Admin.DRAINING or (admin is Admin.MAINTENANCE and change.admin is not Admin.OFFLINE):
+        raise InvalidInputError(
+            "admin",
+            f"the node is in {admin}; PUT /nodes/{node_id}/status with status active ends that, or leave admin out",
         )
 
 
@@ -454,11 +460,6 @@ def _write_labels(connection: sa.Connection, node_id: str, labels: dict[str, str
             tables.node_labels.insert(),
             [{"node_id": node_id, "key": key, "value": value} for key, value in labels.items()],
         )
-
-
-def _emit_admin_changed(connection: sa.Connection, node: Node, admin: Admin, reason: str, at: datetime) -> None:
-    data = {"from": node.admin.value, "to": admin.value, "reason": reason}
-    events.emit(connection, events.EventType.NODE_ADMIN_CHANGED, node.node_id, at, data)
 
 
 def _event_data(values: dict[str, Any], generation: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from node_manager.settings import HealthSettings
 from node_manager.store import tables
 from node_manager.store.bulk import BulkInsert, BulkUpdate, Row, is_one_of
 from node_manager.store.documents import JsonText, read_json
+from node_manager.workloads import Workload
 
 _DOCUMENTS = {
     ObservationKind.FACTS: (tables.node_facts, "facts"),
@@ -67,6 +68,8 @@ class NodeWork:
     # When a settled node last answered, as long as nothing else changed.
     answered_at: datetime | None = None
     writes: dict[ObservationKind, Newest] = field(default_factory=dict)
+    # The managed workloads, where they are others than before.
+    workloads: Sequence[Workload] | None = None
     _readings: Mapping[str, Any] | None = None
     _state: NodeState | None = None
 

@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import BaseModel
 
-from node_manager import accounts, changes, host_keys, observation_rows
+from node_manager import accounts, changes, host_keys, observation_rows, workloads
 from node_manager.contact_windows import expected_at
 from node_manager.declarations import is_node_id, parse_host_key
 from node_manager.domain import Admin, ContactReason, ObservationKind, clean, recognise
@@ -29,7 +29,7 @@ from node_manager.health_checker import (
     after_verdict,
     in_maintenance,
 )
-from node_manager.node_conditions import Judgement, conditions_of_report, fold, limits_of
+from node_manager.node_conditions import WORKLOADS, Judgement, conditions_of_report, fold, limits_of
 from node_manager.node_registry import Clock, utc_now
 from node_manager.observation_parsing import Content, UnusableError, parse
 from node_manager.observation_rows import Newest, NodeWork
@@ -39,6 +39,7 @@ from node_manager.settings import Settings
 from node_manager.shapes import Contact, Facts, Report, Sample, Verdict
 from node_manager.store import Store
 from node_manager.store.documents import JsonText
+from node_manager.workloads import workloads_of
 
 # A controller whose clock runs ahead must not keep later observations out.
 _FUTURE_TOLERANCE = timedelta(seconds=5)
@@ -164,6 +165,8 @@ class ObservationLog:
                     outcome.recorded += taken
                     outcome.late += not taken
             observation_rows.write(connection, works)
+            changed = {node_id: node.workloads for node_id, node in works.items() if node.workloads is not None}
+            workloads.write(connection, changed, now)
             self._write_facts(connection, work, works)
             emit_all(connection, work.events)
             changes.note(connection, [node_id for node_id, node in works.items() if node.changed])
@@ -237,6 +240,8 @@ class ObservationLog:
         if isinstance(item.content, Sample):
             limits = self._condition_limits.get(node.node_type) or self._condition_limits[None]
             seen = fold(node.readings, item.content, limits, item.at)
+            if seen.memory.get(WORKLOADS) != node.readings.get(WORKLOADS):
+                node.workloads = workloads_of(item.content)
             node.readings = seen.memory
             if node.settled and node.stays_settled(seen):
                 # Nine samples in ten: nothing but time went by.

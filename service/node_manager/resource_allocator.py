@@ -7,7 +7,7 @@ Idempotent by allocation_id. Choosing nodes is the selector's business; the sums
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -202,7 +202,8 @@ class ResourceAllocator:
             return account({}, {}, None, {}, {}), allocations
         node_type = self._settings.node_types.get(row.node_type) if row.node_type else None
         pressed = is_pressed(row.pressed_at, self._clock(), self._settings.configuration.allocation)
-        return account(row.capacity, row.units, node_type, row.allocated, row.used_units, pressed=pressed), allocations
+        found = account(row.capacity, row.units, node_type, row.allocated, row.used_units, pressed=pressed)
+        return replace(found, epoch=row.epoch), allocations
 
     def _allocate(self, node_id: str, wanted: AllocationRequest) -> tuple[Allocation, bool]:
         now, table = self._clock(), tables.allocations

@@ -9,6 +9,7 @@ import pytest
 from books import assert_books_add_up
 from builders import make_declaration, make_facts, make_request, make_settings, observe
 from node_manager import accounts
+from node_manager.declarations import NodeChange
 from node_manager.node_registry import NodeRegistry
 from node_manager.observations import ObservationLog
 from node_manager.resource_allocator import ResourceAllocator
@@ -39,6 +40,7 @@ def test_fit_opens_an_account_with_the_node(rows: Rows) -> None:
         "allocated": {},
         "used_units": {},
         "version": 1,
+        "epoch": 1,
     }
 
 
@@ -114,3 +116,23 @@ def test_fit_all_with_nothing_to_do_writes_nothing(store: Store, rows: Rows) -> 
     assert accounts.fit_all(store, make_settings()) == 0
 
     assert rows.everything() == before
+
+
+def test_move_on_begins_an_epoch_and_counts_the_version(store: Store, rows: Rows) -> None:
+    before, other = rows.of(tables.node_accounts)
+
+    with store.write() as connection:
+        epochs = [accounts.move_on(connection, "gw-7"), accounts.move_on(connection, "nobody")]
+
+    assert epochs == [2, None]
+    assert [accounts.epoch_of(store, node_id) for node_id in ("gw-7", "nobody")] == [2, None]
+    assert rows.of(tables.node_accounts) == [{**before, "version": before["version"] + 1, "epoch": 2}, other]
+
+
+def test_an_epoch_outlasts_what_the_account_is_fitted_to(store: Store, registry: NodeRegistry) -> None:
+    with store.write() as connection:
+        accounts.move_on(connection, "gw-7")
+
+    registry.update("gw-7", NodeChange.model_validate({"address": "192.0.2.7", "capacity": {"memory_mib": 7}}))
+
+    assert accounts.epoch_of(store, "gw-7") == registry.get("gw-7").epoch == 2

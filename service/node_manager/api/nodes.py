@@ -31,6 +31,8 @@ from node_manager.api.schemas import EventPageOut, NodeDetailOut, NodePageOut, N
 from node_manager.api.security import Operator, Viewer
 from node_manager.declarations import NodeChange, NodeDeclaration
 from node_manager.domain import JobAction
+from node_manager.drain_blockers import load_situation
+from node_manager.maintenance_requests import StatusRequest
 from node_manager.node_filters import NodeFilter
 from node_manager.node_registry import Node, NodeRegistry
 from node_manager.parts import Parts
@@ -133,12 +135,20 @@ def make_router(fragments: NodeFragments) -> APIRouter:
         parts.registry.deregister(node_id, force=force, if_generation=read_if_match(if_match))
         return Response(status_code=204)
 
-    @router.put("/nodes/{node_id}/status", response_model=NodeDetailOut, responses=responses(400, 404, 412, 413, 422))
+    @router.put(
+        "/nodes/{node_id}/status", response_model=NodeDetailOut, responses=responses(400, 404, 409, 412, 413, 422)
+    )
     def set_status(
-        parts: PartsDependency, _identity: Operator, node_id: NodeIdPath, wanted: StatusIn, if_match: IfMatch = None
+        parts: PartsDependency, identity: Operator, node_id: NodeIdPath, wanted: StatusIn, if_match: IfMatch = None
     ) -> Response:
-        """Say whether a node takes part."""
-        parts.registry.set_admin(node_id, wanted.status, wanted.reason, if_generation=read_if_match(if_match))
+        """Say whether a node takes part: put it into maintenance, empty it first, take it back.
+
+        A drain asks the owners by event to move what they have there, with a proposal for each allocation; what is still
+        in the way is in `maintenance.blockers`. Maintenance is left after a full health check that passes. 409: another
+        operator holds the node.
+        """
+        request = StatusRequest(**dict(wanted))
+        parts.maintenance.set_status(node_id, request, identity.name, if_generation=read_if_match(if_match))
         return _detail(parts, node_id)
 
     @router.delete("/nodes/{node_id}/host-keys", response_model=NodeDetailOut, responses=responses(404, 422))
@@ -191,7 +201,8 @@ def _render_page(registry: NodeRegistry, fragments: NodeFragments, query: NodeQu
 def _detail(parts: Parts, node_id: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     node: Node = parts.registry.get(node_id)
     sample = samples.newest_sample(parts.store, node_id)
-    body = render_node_detail(node, sample, parts.settings, parts.clock())
+    situation = load_situation(parts.store, parts.settings, node_id)
+    body = render_node_detail(node, sample, situation, parts.settings, parts.clock())
     return json_response(body, status, {**(headers or {}), "ETag": etag(node.generation)})
 
 

@@ -10,12 +10,16 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
+from node_manager.api.schemas_maintenance import MaintenanceOut
 from node_manager.declarations import Connection, Location, NodeId
 from node_manager.domain import Admin, Evidence, Health, JobAction, JobState, NodeResult, ObservationKind, Status
 from node_manager.shapes import Application, ConditionShape, Facts, Report, Sample
 
+# A month: longer is a mistake of units.
+MAX_DEADLINE_SECONDS = 31 * 86400
 
-def _text_only(value: Any) -> Any:
+
+def text_only(value: Any) -> Any:
     """Refuse numbers, which pydantic would read as seconds since 1970."""
     if not isinstance(value, str):
         raise ValueError("expected a time as in RFC 3339, such as 2026-11-22T18:00:00Z")
@@ -93,6 +97,10 @@ class NodeDetailOut(NodeOut):
     applications_age_seconds: float | None
     applications: list[Application]
     host_keys: list[HostKeyOut]
+    epoch: int = Field(description="How often all work was taken from the node while it was lost, counted from 1")
+    maintenance: MaintenanceOut | None = Field(
+        description="How it stands with a drain or maintenance; null where none is"
+    )
 
 
 class NodePageOut(Output):
@@ -202,7 +210,29 @@ class StatusIn(Input):
     status: Annotated[Admin, BeforeValidator(_settable)] = Field(
         description="active, cordoned, maintenance or offline", examples=["maintenance"]
     )
-    reason: str = Field("", max_length=255, description="Why, for the record")
+    drain: bool = Field(
+        False,
+        strict=True,
+        description="Empty the node first; with maintenance, or with cordoned as `kubectl drain` does",
+        examples=[True],
+    )
+    deadline_seconds: Annotated[float, Field(strict=True, gt=0, le=MAX_DEADLINE_SECONDS)] | None = Field(
+        None, description="End the drain after this time, whatever is still there; left out: wait", examples=[3600]
+    )
+    reason: str = Field("", max_length=255, description="Why, for the record", examples=["new disk"])
+    until: Annotated[AwareDatetime, BeforeValidator(text_only)] | None = Field(
+        None, description="From then on the node leaves maintenance by itself, once its check passes"
+    )
+    keep_cordon: bool | None = Field(
+        None,
+        strict=True,
+        description="Cordon the node when it leaves maintenance; left out: if it was cordoned before",
+    )
+    force: bool = Field(
+        False,
+        strict=True,
+        description="With active: leave at once, without a check. With maintenance: take over from another operator",
+    )
 
 
 class EventOut(Output):
@@ -266,7 +296,7 @@ class ObservationIn(Input):
     """One thing seen on one node; docs/observations.md has the data of each kind."""
 
     node_id: str = Field(max_length=253, examples=["gw-7"])
-    observed_at: Annotated[AwareDatetime, BeforeValidator(_text_only)]
+    observed_at: Annotated[AwareDatetime, BeforeValidator(text_only)]
     source: str = Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9:._-]*$", examples=["ansible"])
     kind: ObservationKind
     data: dict[str, Any] = Field(

@@ -91,6 +91,7 @@ class ResourcesOut(Output):
     available: dict[str, int]
     overcommitted: bool
     devices: dict[str, list[DeviceUnitOut]]
+    epoch: int = Field(description="How often all work was taken from the node while it was lost, counted from 1")
     allocations: list[AllocationOut]
 
 
