@@ -217,6 +217,9 @@ class Recoveries:
             if recovery.ended_at is not None or step.state in ENDS:
                 return recovery
             _note_sign_of_life(connection, recovery, now)
+            if state is StepState.SKIPPED and step.acted_at is not None:
+                # A manager died after the act: that nothing is left to do is its doing.
+                state = StepState.SUCCEEDED
             told = (message or "")[:_MESSAGE_CHARACTERS] or None
             _update_step(
                 connection,

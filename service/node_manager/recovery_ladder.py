@@ -81,10 +81,11 @@ class Repairs:
     gave_up_at: datetime | None = None
 
 
-def plan(patient: Patient, settings: RecoverySettings, *, last_attempt: bool) -> Plan:
+def plan(patient: Patient, settings: RecoverySettings, *, last_attempt: bool, tries_left: bool = True) -> Plan:
     """Plan a climb for what is wrong with a node; without conditions where nothing asks for one.
 
-    Shapes: on the *last_attempt* the ladder's give_up is part of it.
+    Shapes: on the *last_attempt* the ladder's give_up is part of it; where no *tries_left*, as when the trouble came back
+        after the last one had helped, it is all.
     """
     asking = [condition for condition in _asking(patient) if patient.ladders.get(condition.type.value)]
     if not asking:
@@ -96,11 +97,13 @@ def plan(patient: Patient, settings: RecoverySettings, *, last_attempt: bool) ->
         why = why_not(step, patient, settings, critical=critical)
         if step == RecoveryStep.GIVE_UP and not last_attempt:
             why = f"comes with the last of {settings.attempts} tries"
+        if step != RecoveryStep.GIVE_UP and not tries_left:
+            why = f"tried {settings.attempts} times (recovery.attempts)"
         if why is None:
             steps.append(step)
         else:
             left_out.append(LeftOut(step, why))
-    if all(step == RecoveryStep.GIVE_UP for step in steps):
+    if tries_left and all(step == RecoveryStep.GIVE_UP for step in steps):
         # To give up without a try helps nobody: a node that comes back by itself would stay cordoned.
         left_out += [LeftOut(step, "nothing else can be tried") for step in steps]
         steps = []
@@ -171,7 +174,7 @@ def why_not_now(
         return f"its whole site is dark: left alone until {state.frozen_until:%H:%M:%S} UTC"
     if not found.steps:
         return "; ".join(f"{left.step}: {left.why}" for left in found.left_out) or "no step is configured for it"
-    if repairs.attempts >= settings.attempts:
+    if repairs.attempts >= settings.attempts and RecoveryStep.GIVE_UP not in found.steps:
         return f"tried {repairs.attempts} times (recovery.attempts)"
     again_at = next_try_at(repairs, settings)
     if again_at is not None and now < again_at <= now + _longest_pause(settings):
