@@ -25,7 +25,7 @@ from node_manager.recoveries import MANAGER, NewRecovery, Recoveries
 from node_manager.recovery_ladder import Patient, Plan, Repairs
 from node_manager.recovery_rows import ENDS, Recovery, Step, read_patient, read_patients, read_repairs, sick_nodes
 from node_manager.settings import Settings
-from node_manager.store import Store, tables
+from node_manager.store import Store, StoreUnavailableError, tables
 
 REQUESTED_BY = "recovery"
 # A step whose jobs are interrupted over and over (managers that die) is given up.
@@ -81,6 +81,10 @@ class FaultHandler:
             except ProblemError as error:
                 # The queue is full, or somebody was quicker: the next round sees what is there then.
                 self._log.warning("a recovery waits", recovery_id=recovery.recovery_id, reason=error.detail)
+            except StoreUnavailableError:
+                raise
+            except Exception:  # one that stumbles must not keep the others from their way
+                self._log.exception("a recovery stumbled", recovery_id=recovery.recovery_id, node_id=recovery.node_id)
         if self._scanned_at is None or not timedelta(0) <= now - self._scanned_at < timedelta(seconds=_SCAN_SECONDS):
             self._scanned_at = now
             self._begin_due(now)

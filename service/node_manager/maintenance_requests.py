@@ -81,6 +81,7 @@ def apply(settings: Settings, work: Work) -> JobAction | None:
     """
     match work.wanted.status:
         case Admin.ACTIVE:
+            node_admin.forget_repairs(work.connection, work.node.node_id)
             return _activate(work)
         case Admin.CORDONED:
             return _cordon(settings, work)

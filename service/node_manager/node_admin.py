@@ -129,6 +129,11 @@ def lock(connection: sa.Connection, node_id: str, if_generation: int | None = No
     return Standing(node_id, Admin(row.admin), row.generation)
 
 
+def forget_repairs(connection: sa.Connection, node_id: str) -> None:
+    """Let repair begin anew with a node, also one that was given up: somebody looked after it."""
+    connection.execute(tables.repair_records.delete().where(tables.repair_records.c.node_id == node_id))
+
+
 def change(connection: sa.Connection, node: Standing, admin: Admin, reason: str, at: datetime) -> None:
     """Write a node's admin and a new generation; tell of it where it is another one."""
     connection.execute(
@@ -136,6 +141,8 @@ def change(connection: sa.Connection, node: Standing, admin: Admin, reason: str,
         {"admin": admin.value, "generation": node.generation + 1, "updated_at": at},
     )
     changes.note(connection, [node.node_id])
+    if admin is Admin.ACTIVE:
+        forget_repairs(connection, node.node_id)
     if admin is not node.admin:
         tell(connection, node.node_id, node.admin, admin, reason, at)
 

@@ -166,6 +166,8 @@ class NodeRegistry:
             events.emit(connection, events.EventType.NODE_UPDATED, node_id, now, _event_data(values, generation))
             if change.admin is not None and change.admin is not node.admin:
                 node_admin.follow(connection, node_id, node.admin, change.admin, "declared", now)
+                if change.admin is Admin.ACTIVE:
+                    node_admin.forget_repairs(connection, node_id)
                 node_admin.tell(connection, node_id, node.admin, change.admin, "declared", now)
             return _select_known(connection, node_id)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from node_manager import changes, events, recovery_ladder, recovery_steps
+from node_manager import events, node_admin, recovery_ladder, recovery_steps
 from node_manager.domain import Admin, RecoveryState, RecoveryStep, StepState
 from node_manager.events import EventType
 from node_manager.node_registry import Clock, utc_now
@@ -38,6 +38,7 @@ MAX_STEPS = 20
 
 _recoveries, _steps, _records = tables.recoveries, tables.recovery_steps, tables.repair_records
 _MESSAGE_CHARACTERS = 2000
+_REASON_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,10 @@ class Recoveries:
             )
         with self._store.write() as connection:
             patient = read_patient(connection, self._settings, node_id)
+            for step in steps or ():
+                why = recovery_ladder.never(step, patient)
+                if why is not None:
+                    raise InvalidInputError("steps", f"{step} can't be done on node {node_id!r}: {why}")
             found = recovery_ladder.plan_by_hand(patient, self._settings.configuration.recovery)
             chosen = tuple(steps) if steps is not None else found.steps
             if not chosen:
@@ -249,21 +254,16 @@ class Recoveries:
             recovery = held(connection, recovery_id)
             if recovery.dry_run or recovery.ended_at is not None or recovery.cancel_requested_at is not None:
                 return recovery
-            row = connection.execute(
-                sa.select(tables.nodes.c.admin, tables.nodes.c.generation)
-                .where(tables.nodes.c.node_id == recovery.node_id)
-                .with_for_update()
-            ).one_or_none()
-            if row is None:
+            try:
+                node = node_admin.lock(connection, recovery.node_id)
+            except NodeNotFoundError:
                 return recovery
-            if recovery.critical and row.admin == Admin.ACTIVE.value:
-                connection.execute(
-                    tables.nodes.update().where(tables.nodes.c.node_id == recovery.node_id),
-                    {"admin": Admin.CORDONED.value, "generation": row.generation + 1, "updated_at": now},
+            if recovery.critical and node.admin is Admin.ACTIVE:
+                failed = [f"{step.step}: {step.message}" for step in recovery.steps if step.state is StepState.FAILED]
+                told = "; ".join(failed) or message or "no step helped"
+                node_admin.change(
+                    connection, node, Admin.CORDONED, f"recovery gave up: {told}"[:_REASON_CHARACTERS], now
                 )
-                changes.note(connection, [recovery.node_id])
-                told = {"from": row.admin, "to": Admin.CORDONED.value, "reason": f"recovery gave up: {message}"[:255]}
-                events.emit(connection, EventType.NODE_ADMIN_CHANGED, recovery.node_id, now, told)
             _remember(connection, recovery.node_id, now, gave_up_at=now)
             return recovery
 
@@ -390,15 +390,13 @@ class Recoveries:
         )
 
 
-def forget_repairs(connection: sa.Connection, node_id: str) -> None:
-    """Begin anew with a node: somebody looked after it."""
-    connection.execute(_records.delete().where(_records.c.node_id == node_id))
-
-
 def _remember(connection: sa.Connection, node_id: str, now: datetime, **values: Any) -> None:
     found = connection.execute(_records.update().where(_records.c.node_id == node_id), values).rowcount
-    there = found or connection.scalar(sa.select(tables.nodes.c.node_id).where(tables.nodes.c.node_id == node_id))
-    if not found and there is not None:
+    if found:
+        return
+    # Held, so that it isn't deregistered meanwhile.
+    node = sa.select(tables.nodes.c.node_id).where(tables.nodes.c.node_id == node_id).with_for_update(read=True)
+    if connection.scalar(node) is not None:
         connection.execute(_records.insert(), {"node_id": node_id, "attempts": 0, "troubled_at": now, **values})
 
 
@@ -430,6 +428,9 @@ def _state_by_steps(recovery: Recovery) -> RecoveryState:
         return RecoveryState.GAVE_UP
     # What failed after a step that helped was still needed; what was skipped was not.
     decided = [step.state for step in recovery.steps if step.state in {StepState.SUCCEEDED, StepState.FAILED}]
+    if not decided and not recovery.attempt and all(step.state is StepState.SKIPPED for step in recovery.steps):
+        # A person asked, and there was nothing to do.
+        return RecoveryState.SUCCEEDED
     return RecoveryState.SUCCEEDED if decided and decided[-1] is StepState.SUCCEEDED else RecoveryState.FAILED
 
 

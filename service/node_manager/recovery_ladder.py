@@ -127,26 +127,33 @@ def plan_by_hand(patient: Patient, settings: RecoverySettings) -> Plan:
     return Plan(steps=tuple(steps))
 
 
+def never(step: str, patient: Patient) -> str | None:
+    """Say why a step can't be done on a node whoever asks for it; None where it can."""
+    if step == RecoveryStep.POWER_CYCLE and not patient.has_power:
+        return "recovery.power is not configured"
+    if is_drastic(step) and patient.is_local:
+        return "it is the manager's own machine"
+    return None
+
+
 def why_not(step: str, patient: Patient, settings: RecoverySettings, *, critical: bool) -> str | None:
     """Say why a step can't be tried on a node now; None where it can."""
     state = patient.state
     silent = state.health in _SILENT
     if silent and step not in WITHOUT_THE_NODE:
         return "the node doesn't answer"
+    why_never = never(step, patient)
+    if why_never is not None:
+        return why_never
     if step == RecoveryStep.POWER_CYCLE:
-        if not patient.has_power:
-            return "recovery.power is not configured"
         if state.health is Health.UNREACHABLE and not (
             state.evidence is Evidence.PEERS_BLIND or settings.power_without_witness
         ):
             return "no other node could say whether it is really down (recovery.power_without_witness)"
         if state.health is Health.SUSPECT:
             return "that it is down is not confirmed yet"
-    if is_drastic(step):
-        if patient.is_local:
-            return "it is the manager's own machine"
-        if not critical:
-            return "nothing critical is wrong"
+    if is_drastic(step) and not critical:
+        return "nothing critical is wrong"
     return None
 
 

@@ -276,6 +276,7 @@ def render_recovery(recovery: Recovery) -> dict[str, Any]:
         "state": recovery.state.value,
         "dry_run": recovery.dry_run,
         "conditions": list(recovery.conditions),
+        "critical": recovery.critical,
         "attempt": recovery.attempt,
         "canary": recovery.canary,
         "driver": recovery.driver,

@@ -24,11 +24,12 @@ from node_manager.fault_handler import MAX_JOBS_PER_STEP, REQUESTED_BY, FaultHan
 from node_manager.guard_keeper import GuardKeeper
 from node_manager.job_store import Job, JobStore
 from node_manager.jobs import JobQueue
+from node_manager.node_admin import forget_repairs
 from node_manager.node_registry import NodeRegistry
 from node_manager.observations import ObservationLog
 from node_manager.playbook_process import RunEnd, RunRequest
 from node_manager.problems import NodeNotFoundError, RecoveryInProgressError
-from node_manager.recoveries import MANAGER, PLAYBOOK, PLAYBOOK_SECONDS, Recoveries, forget_repairs
+from node_manager.recoveries import MANAGER, PLAYBOOK, PLAYBOOK_SECONDS, Recoveries
 from node_manager.recovery_ladder import Repairs
 from node_manager.recovery_rows import Recovery, read_repairs
 from node_manager.settings import Settings
@@ -50,7 +51,7 @@ CALM = {
 }
 
 
-class Killed(Exception):  # noqa: N818  # no error: what a test does to a manager
+class Killed(BaseException):  # no error: what a test does to a manager
     """The manager and its playbook died."""
 
 
@@ -494,6 +495,31 @@ def test_an_interrupted_job_has_its_step_tried_again_some_times(world: World) ->
     assert world.job().variables["node_recover_position"] == 1
 
 
+@pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.INTERRUPTED, JobState.TIMED_OUT], ids=str)
+def test_a_report_counts_however_its_job_ends_after_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, state: JobState
+) -> None:
+    world.break_down(mended_by="restart_service")
+    climb = world.begun()
+    job, read = world.take_job(), world.queue.get
+
+    def read_after_the_report(job_id: str) -> Job:
+        if not read(job_id).ended:
+            world.fleet.broken.clear()
+            world.report()
+            world.recoveries.end_step(climb.recovery_id, 0, StepState.SUCCEEDED, "it is up")
+            world.end_job(job, state, why="so it ended")
+        return read(job_id)
+
+    monkeypatch.setattr(world.queue, "get", read_after_the_report)
+    for _ in range(3):
+        world.round(0)
+
+    (ended,) = world.climbs()
+    assert (ended.state, told(ended)[0]) == (RecoveryState.SUCCEEDED, ("restart_service", "succeeded", "it is up"))
+    assert len(world.all_jobs()) == 1
+
+
 def test_a_job_that_was_forgotten_has_its_step_tried_again(world: World, store: Store) -> None:
     world.break_down(mended_by="restart_service")
     world.begun()
@@ -671,6 +697,22 @@ def test_a_node_that_somebody_has_is_left_alone(world: World, admin: Admin) -> N
     assert world.climbs() == []
 
 
+def test_a_node_that_somebody_takes_at_that_moment_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.break_down()
+    decide = world.handler.why_not_now
+
+    def take_after_deciding(*arguments: Any) -> str | None:
+        why = decide(*arguments)
+        world.registry.set_admin("gw-7", Admin.MAINTENANCE, "new fan")
+        return why
+
+    monkeypatch.setattr(world.handler, "why_not_now", take_after_deciding)
+
+    world.round(12)
+
+    assert world.climbs() == []
+
+
 @pytest.mark.parametrize("moment", ["begun", "noted", "taken", "interrupted", "reported"])
 def test_a_node_that_is_deregistered_in_the_middle_ends_its_climb(world: World, moment: str) -> None:
     world.break_down()
@@ -766,7 +808,7 @@ def test_tries_pause_twice_as_long_each_time_then_give_up(world: World, rows: Ro
     assert [climb.state.value for climb in world.climbs()] == ["failed", "failed", "gave_up"]
     assert world.registry.get("gw-7").admin is Admin.CORDONED
     (event,) = rows.events(EventType.NODE_ADMIN_CHANGED)
-    assert event["data"]["reason"] == "recovery gave up: nothing helped"
+    assert event["data"]["reason"] == "recovery gave up: restart_service: it is still down; reboot: it is still down"
     for _ in range(5):
         world.round(7200)
     assert len(world.climbs()) == 3

@@ -23,6 +23,7 @@ from builders import START, FakeClock, make_declaration, make_report, make_setti
 from node_manager import changes
 from node_manager.domain import Admin, RecoveryState, StepState
 from node_manager.events import EventType
+from node_manager.node_admin import forget_repairs
 from node_manager.node_registry import NodeRegistry, utc_now
 from node_manager.observations import ObservationLog
 from node_manager.problems import (
@@ -39,7 +40,6 @@ from node_manager.recoveries import (
     PLAYBOOK_SECONDS,
     NewRecovery,
     Recoveries,
-    forget_repairs,
 )
 from node_manager.recovery_rows import Recovery, read_patient, read_repairs, sick_nodes
 from node_manager.settings import Settings

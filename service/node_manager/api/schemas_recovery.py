@@ -52,6 +52,7 @@ class RecoveryOut(Output):
     state: RecoveryState
     dry_run: bool
     conditions: list[str]
+    critical: bool = Field(description="Whether one of them keeps work off the node; giving up then cordons it")
     attempt: int
     canary: bool
     driver: str
