@@ -137,6 +137,14 @@ def collect_sample(
         sampler.close()
 
 
+def cleaned_sample(sample: Dict[str, object]) -> JsonObject:
+    """Cap what the node says in a sample, without its containers if it is too large with them."""
+    try:
+        return _cleaned(sample)
+    except TooLargeError as error:
+        return without_containers(sample, str(error))
+
+
 def without_containers(sample: Mapping[str, object], reason: str) -> JsonObject:
     """Leave the containers out of a sample that is too large with them.
 
@@ -195,39 +203,65 @@ class Sampler:
     def prime(self, timeout_seconds: float) -> None:
         """Read only the counters, so that the next sample has something to compare with."""
         deadline = self._clock() + timeout_seconds
-        tasks = [
-            self._task("cpu", self._read_cpu),
-            self._task("network", self._read_network),
-            self._task("containers", lambda: self._read_containers_usage(deadline)),
-        ]
-        values = self._runner.run(tasks, deadline).values
-        usage = values.get(("containers", ""))
-        self._remember(values.get(("cpu", "")), values.get(("network", "")), usage if isinstance(usage, dict) else {})
+        self._take_counters(self._runner.run(self._counters_tasks(deadline), deadline))
 
     def sample(self, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> JsonObject:
         """Take a sample; what can't be read in *timeout_seconds* is null and named in its errors."""
         deadline = self._clock() + timeout_seconds
-        outcome = self._runner.run(
-            [
-                self._task("filesystems", self._find_filesystems),
-                self._task("clock", self._read_clock),
-                self._task("cpu", self._read_cpu),
-                self._task("memory", self._read_memory),
-                self._task("io", lambda: self._read_pressure("io", with_full=True)),
-                self._task("network", self._read_network),
-                self._task("thermal", self._read_thermal),
-                self._task("services", self._read_services),
-                self._task("containers", lambda: self._read_containers(deadline)),
-            ],
-            deadline,
+        return cleaned_sample(self._assemble(self._runner.run(self._sample_tasks(deadline), deadline)))
+
+    def start(self, then: Callable[[Callable[[], Dict[str, object]]], None]) -> None:
+        """Begin a sample; *then* gets what gives it, not cleaned, on whichever thread reads last.
+
+        The caller must `look` until then.
+        Errors: RuntimeError if no thread can be had.
+        """
+        deadline = self._clock() + DEFAULT_TIMEOUT_SECONDS
+        self._runner.start(
+            self._sample_tasks(deadline), deadline, lambda outcome: then(lambda: self._assemble(outcome))
         )
-        return self._assemble(outcome)
+
+    def start_priming(self, timeout_seconds: float, then: Callable[[Callable[[], None]], None]) -> None:
+        """Begin what `prime` does, as `start` begins a sample."""
+        deadline = self._clock() + timeout_seconds
+        self._runner.start(
+            self._counters_tasks(deadline), deadline, lambda outcome: then(lambda: self._take_counters(outcome))
+        )
+
+    def look(self) -> float:
+        """Give up what hangs; give the time to look again."""
+        return self._runner.look()
+
+    def _counters_tasks(self, deadline: float) -> List[Task]:
+        return [
+            self._task("cpu", self._read_cpu),
+            self._task("network", self._read_network),
+            self._task("containers", lambda: self._read_containers_usage(deadline)),
+        ]
+
+    def _take_counters(self, outcome: Outcome) -> None:
+        values = outcome.values
+        usage = values.get(("containers", ""))
+        self._remember(values.get(("cpu", "")), values.get(("network", "")), usage if isinstance(usage, dict) else {})
+
+    def _sample_tasks(self, deadline: float) -> List[Task]:
+        return [
+            self._task("filesystems", self._find_filesystems),
+            self._task("clock", self._read_clock),
+            self._task("cpu", self._read_cpu),
+            self._task("memory", self._read_memory),
+            self._task("io", lambda: self._read_pressure("io", with_full=True)),
+            self._task("network", self._read_network),
+            self._task("thermal", self._read_thermal),
+            self._task("services", self._read_services),
+            self._task("containers", lambda: self._read_containers(deadline)),
+        ]
 
     def close(self) -> None:
         """End the idle worker thread."""
         self._runner.close()
 
-    def _assemble(self, outcome: Outcome) -> JsonObject:
+    def _assemble(self, outcome: Outcome) -> Dict[str, object]:
         values = outcome.values
         at, memory = values.get(("clock", "")), values.get(("memory", ""))
         cpu, network = values.get(("cpu", "")), values.get(("network", ""))
@@ -238,7 +272,7 @@ class Sampler:
         root = ("filesystems", "")
         filesystems = [values[key] for key in sorted(values) if key[0] == "filesystems" and key != root]
         errors = outcome.errors + (containers.errors if isinstance(containers, ContainersReading) else [])
-        sample: Dict[str, object] = {
+        return {
             "schema": SCHEMA,
             "boot_id": self._boot_id,
             "uptime_seconds": at.uptime_seconds if isinstance(at, TimeReading) else None,
@@ -256,10 +290,6 @@ class Sampler:
             "root_read_only": values.get(root),
             "errors": errors,
         }
-        try:
-            return _cleaned(sample)
-        except TooLargeError as error:
-            return without_containers(sample, str(error))
 
     def _remember(self, cpu: object, network: object, usage: Mapping[str, ContainerUsage]) -> Counters:
         seen = network if isinstance(network, NetworkReading) else NetworkReading(self._clock(), {})
@@ -273,25 +303,25 @@ class Sampler:
     def _read_clock(self) -> TimeReading:
         if self._boot_id is None:
             self._boot_id = self._reader.read_word("/proc/sys/kernel/random/boot_id")
-        return TimeReading(parse_uptime(self._reader.read_text("/proc/uptime")), self._reader.clock())
+        return TimeReading(parse_uptime(self._reader.read_again("/proc/uptime")), self._reader.clock())
 
     def _read_cpu(self) -> CpuReading:
-        times = parse_cpu_times(self._reader.read_text("/proc/stat"))
+        times = parse_cpu_times(self._reader.read_again("/proc/stat"))
         self._cpu_count = times.count
-        loads = parse_loadavg(self._reader.read_text("/proc/loadavg"))
+        loads = parse_loadavg(self._reader.read_again("/proc/loadavg"))
         return CpuReading(times, loads, self._read_pressure("cpu", with_full=False))
 
     def _read_memory(self) -> MemoryReading:
-        memory = parse_meminfo(self._reader.read_text("/proc/meminfo"))
-        oom_kills = parse_oom_kills(self._reader.read_optional("/proc/vmstat"))
+        memory = parse_meminfo(self._reader.read_again("/proc/meminfo"))
+        oom_kills = parse_oom_kills(self._reader.read_optional("/proc/vmstat", again=True))
         return MemoryReading(memory, self._read_pressure("memory", with_full=True), oom_kills)
 
     def _read_pressure(self, resource: str, *, with_full: bool) -> Pressure:
-        text = self._reader.read_optional("/proc/pressure/" + resource)
+        text = self._reader.read_optional("/proc/pressure/" + resource, again=True)
         return parse_pressure(text, with_full=with_full) if text else None
 
     def _find_filesystems(self) -> MoreTasks:
-        text = self._reader.read_text("/proc/self/mountinfo")
+        text = self._reader.read_again("/proc/self/mountinfo")
         if text != self._mounts_text:
             mounts = parse_mountinfo(text)
             # Mounts stacked on the root: the last one is what programs see.
@@ -306,7 +336,7 @@ class Sampler:
         return lambda: filesystem_part(mount, self._reader.space(mount, limit_seconds))
 
     def _read_network(self) -> NetworkReading:
-        counters = reported_interfaces(parse_net_dev(self._reader.read_text("/proc/net/dev")))
+        counters = reported_interfaces(parse_net_dev(self._reader.read_again("/proc/net/dev")))
         now = self._clock()
         return NetworkReading(now, counters, {name: self._read_link(name, now) for name in counters})
 

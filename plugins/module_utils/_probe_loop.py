@@ -21,8 +21,9 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from queue import SimpleQueue
-from typing import Callable, Dict, List, Mapping, NoReturn, Optional, Tuple
+from typing import Callable, Deque, Dict, List, Mapping, NoReturn, Optional, Tuple, Union
 
 from ._probe import Sampler, collect_facts
 from ._probe_lines import Outbox
@@ -72,14 +73,19 @@ class Loop:
         self._offset = _seconds(options, "first_delay_seconds", 0.0, least=0.0)
         maximum = options.get("max_line_bytes")
         self._outbox = Outbox(maximum if isinstance(maximum, int) else 1024 * 1024)
-        self._work = _Work(options, self._outbox, reader or Reader(), self._check_interval)
+        reader = reader or Reader()
+        self._work = _Work(options, self._outbox, reader)
         self._woken, self._wake_end = os.pipe()
         os.set_blocking(self._woken, False)
         os.set_blocking(self._wake_end, False)
-        self._sampling = _Worker("sampling", self._work.sample, self._wake)
+        self._sampling = _Sampling(options, self._outbox, reader, self._check_interval, self._wake)
         self._checking = _Worker("checking", self._work.check, self._wake)
         self._asking = _Worker("facts", self._work.facts, self._wake)
-        self._workers = {"sample": self._sampling, "check": self._checking, "facts": self._asking}
+        self._asked: Dict[str, Union[_Sampling, _Worker]] = {
+            "sample": self._sampling,
+            "check": self._checking,
+            "facts": self._asking,
+        }
         self._commands = CommandReader(self._outbox.fail)
         self._sending = memoryview(b"")
         self._due: Dict[str, float] = {}
@@ -93,8 +99,8 @@ class Loop:
             signal.signal(number, self._end)
         version = "{}.{}.{}".format(*sys.version_info[:3])
         self._outbox.say("hello", schema=SCHEMA, python=version, pid=os.getpid())
-        for worker in self._workers.values():
-            worker.start()
+        self._checking.start()
+        self._asking.start()
         self._asking.ask(None)
         self._sampling.ask(None)
         first_at = time.monotonic() + _PRIME_SECONDS
@@ -105,9 +111,10 @@ class Loop:
         while not self._ended:
             now = time.monotonic()
             self._start_due(now)
+            look_at = self._sampling.look()
             # Asked for or not, poll tells when the reading end is gone.
             poller.register(_STDOUT, select.POLLOUT if self._has_output() else 0)
-            wait_seconds = max(0.0, min(self._due.values()) - time.monotonic())
+            wait_seconds = max(0.0, min(look_at, *self._due.values()) - time.monotonic())
             # Rounded up: a beat that is not quite due would be looked for again and again.
             for descriptor, event in poller.poll(int(wait_seconds * 1000) + 1):
                 if not self._handle(descriptor, event):
@@ -137,7 +144,7 @@ class Loop:
             self._due["check"] = now + self._check_interval
 
     @staticmethod
-    def _ask_if_idle(worker: _Worker) -> None:
+    def _ask_if_idle(worker: Union[_Sampling, _Worker]) -> None:
         # One that still runs has missed this turn; the next one comes on its beat.
         if worker.idle:
             worker.ask(None)
@@ -153,7 +160,7 @@ class Loop:
             elif descriptor == _STDIN:
                 data = os.read(_STDIN, 65536)
                 for action, command_id in self._commands.feed(data):
-                    if not self._workers[action].ask(command_id):
+                    if not self._asked[action].ask(command_id):
                         self._outbox.fail("{}: too many are waiting already".format(action), command_id)
                 return bool(data)
             elif event & _BROKEN:
@@ -212,19 +219,76 @@ class _Worker(threading.Thread):
             self._finished()
 
 
-class _Work:
-    """What the threads do; each method belongs to one thread."""
+class _Sampling:
+    """Samples, one after another: the main thread asks and looks, a thread of the sampler hands in what it read."""
 
-    def __init__(self, options: Mapping[str, object], outbox: Outbox, reader: Reader, check_interval: float) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, object],
+        outbox: Outbox,
+        reader: Reader,
+        services_interval: float,
+        finished: Callable[[], None],
+    ) -> None:
         self._outbox = outbox
-        self._reader = reader
-        self._facts_runner = BoundedRunner()
+        self._finished = finished
         self._sampler = Sampler(
             reader,
             containers_interval_seconds=_seconds(options, "containers_interval_seconds", 0.0, least=0.0),
-            services_interval_seconds=check_interval,
+            services_interval_seconds=services_interval,
         )
-        self._primed = False
+        self._waiting: Deque[Optional[str]] = deque()
+        self._begun = 0
+        self.done = 0
+
+    @property
+    def idle(self) -> bool:
+        return not self._waiting and self._begun == self.done
+
+    def ask(self, command_id: Optional[str]) -> bool:
+        """Have a sample taken; false if too many wait."""
+        if len(self._waiting) >= _MAX_ASKED:
+            return False
+        self._waiting.append(command_id)
+        return True
+
+    def look(self) -> float:
+        """Begin what is asked for, one at a time, and give up what hangs; give the time to look again."""
+        if self._waiting and self._begun == self.done:
+            self._begun += 1
+            self._begin(self._waiting.popleft())
+        return self._sampler.look()
+
+    def _begin(self, command_id: Optional[str]) -> None:
+        def hand_in(take: Callable[[], Optional[Dict[str, object]]]) -> None:
+            try:
+                sample = take()
+                if sample is not None:
+                    self._outbox.tell_sample(sample, command_id)
+            except Exception as error:
+                # Whatever it was, the loop goes on: the next turn may do better.
+                self._outbox.fail("sample: {}".format(_describe(error)), command_id)
+            self.done += 1
+            self._finished()
+
+        try:
+            if self._begun == 1:
+                # The very first time only the counters, which the first sample compares with.
+                self._sampler.start_priming(_PRIME_SECONDS * 2, hand_in)
+            else:
+                self._sampler.start(hand_in)
+        except RuntimeError as error:
+            self._outbox.fail("sample: {}".format(_describe(error)), command_id)
+            self.done += 1
+
+
+class _Work:
+    """What the threads do; each method belongs to one thread."""
+
+    def __init__(self, options: Mapping[str, object], outbox: Outbox, reader: Reader) -> None:
+        self._outbox = outbox
+        self._reader = reader
+        self._facts_runner = BoundedRunner()
         checks = options.get("checks")
         self._raw_checks = checks if isinstance(checks, list) else []
         self._checks_timeout = _seconds(options, "checks_timeout_seconds", 20.0)
@@ -232,17 +296,6 @@ class _Work:
 
     def facts(self, command_id: Optional[str]) -> None:
         self._tell("facts", command_id, lambda: collect_facts(self._reader, runner=self._facts_runner))
-
-    def sample(self, command_id: Optional[str]) -> None:
-        """Take a sample; the very first time only read the counters that it compares with."""
-        if self._primed:
-            self._tell("sample", command_id, self._sampler.sample)
-            return
-        self._primed = True
-        try:
-            self._sampler.prime(_PRIME_SECONDS * 2)
-        except Exception as error:
-            self._outbox.fail("sample: {}".format(_describe(error)))
 
     def check(self, command_id: Optional[str]) -> None:
         self._tell("report", command_id, self._report)

@@ -13,7 +13,7 @@ import errno
 import os
 import platform
 import subprocess
-from typing import Callable, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 from ._probe_clock import ClockReading, read_kernel_clock
 from ._probe_parse import FilesystemSpace, Mount, is_remote
@@ -54,6 +54,12 @@ class Reader:
         self._read_clock = read_clock or read_kernel_clock
         self.machine = machine or os.uname().machine
         self.python_version = python_version or platform.python_version()
+        self._kept: Dict[str, int] = {}
+
+    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
+        """Close what was kept open, once not even a thread that hangs reads it any more."""
+        for descriptor in self._kept.values():
+            _close(descriptor)
 
     def path(self, path: str) -> str:
         """Return where the absolute *path* lies on this machine."""
@@ -78,10 +84,31 @@ class Reader:
             os.close(descriptor)
         return data.decode("utf-8", "surrogateescape")
 
-    def read_optional(self, path: str) -> Optional[str]:
+    def read_again(self, path: str) -> str:
+        """Read a file of the kernel's that is read with every sample: left open, it takes half the time.
+
+        For files whose meaning doesn't change while they are open, as those of /proc. From its beginning, like `read_text`,
+        and only one thread at a time may read the same path.
+        """
+        descriptor = self._kept.get(path)
+        if descriptor is None:
+            descriptor = self._kept[path] = os.open(self._prefix + path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.pread(descriptor, _CHUNK_BYTES, 0)
+            more = data
+            while more and len(data) < _MAX_FILE_BYTES:
+                more = os.pread(descriptor, _CHUNK_BYTES, len(data))
+                data += more
+        except OSError:
+            # What answers may have been started anew, such as lxcfs in a container.
+            os.close(self._kept.pop(path))
+            raise
+        return data.decode("utf-8", "surrogateescape")
+
+    def read_optional(self, path: str, *, again: bool = False) -> Optional[str]:
         """Read a file that not every node has; None where the node can't tell."""
         try:
-            return self.read_text(path)
+            return self.read_again(path) if again else self.read_text(path)
         except OSError as error:
             if error.errno in _NOT_TOLD:
                 return None

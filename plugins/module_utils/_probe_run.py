@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Callable, Deque, Dict, List, Optional, Sequence, Tuple
@@ -63,7 +64,7 @@ class Outcome:
 
 
 class BoundedRunner:
-    """Run tasks on daemon threads, for one caller at a time.
+    """Run tasks on daemon threads, one set of them at a time.
 
     A task that is still stuck from an earlier run is not started again, so a loop never piles up threads on one dead
     mount.
@@ -74,17 +75,66 @@ class BoundedRunner:
         self._changed = threading.Condition(threading.Lock())
         self._stuck: Dict[Key, float] = {}
         self._worker: Optional[_Worker] = None
+        self._batch: Optional[_Batch] = None
 
     def run(self, tasks: Sequence[Task], deadline_seconds: float) -> Outcome:
         """Run all *tasks*, each within its own limit; return by the time the clock shows *deadline_seconds*."""
-        batch = _Batch(self._clock, self._changed, self._stuck)
+        outcomes: List[Outcome] = []
+
+        def end(outcome: Outcome) -> None:
+            with self._changed:
+                outcomes.append(outcome)
+                self._changed.notify_all()
+
+        self.start(tasks, deadline_seconds, end)
+        while not outcomes:
+            wake_at = self.look()
+            with self._changed:
+                if not outcomes:
+                    self._changed.wait(max(0.0, min(wake_at, deadline_seconds) - self._clock()))
+        return outcomes[0]
+
+    def start(self, tasks: Sequence[Task], deadline_seconds: float, then: Callable[[Outcome], None]) -> None:
+        """Begin to run *tasks*; *then* is called once with what they brought, on whichever thread ends them.
+
+        The caller must `look` until then; nothing else may run meanwhile.
+        Errors: RuntimeError if no thread can be had; *then* is not called.
+        """
+        batch = _Batch(self._clock, self._changed, self._stuck, deadline_seconds, then)
         with self._changed:
             for task in tasks:
                 batch.add(task)
             if batch.pending:
                 self._hand_over(batch)
-                self._watch(batch, deadline_seconds)
-        return Outcome(batch.values, batch.errors)
+            self._batch = batch
+
+    def look(self) -> float:
+        """Give up what is overdue, and have others take over from a held-up worker; give the time to look again."""
+        with self._changed:
+            batch = self._batch
+            if batch is None or batch.ended:
+                self._batch = None
+                return float("inf")
+            now = self._clock()
+            wake_at = self._give_up_overdue(batch, now)
+            if now >= batch.deadline_seconds:
+                batch.errors.extend(task.error("not started in time") for task in batch.pending)
+                batch.pending.clear()
+            elif batch.pending:
+                if now - batch.last_start >= _TAKEOVER_SECONDS:
+                    self._release_worker()
+                    # No thread to be had now: perhaps the next time.
+                    batch.last_start = now
+                    with suppress(RuntimeError):
+                        self._hand_over(batch)
+                wake_at = min(wake_at, batch.last_start + _TAKEOVER_SECONDS)
+            if not batch.end():
+                return wake_at
+            if self._worker is not None and self._worker.task is not None:
+                self._release_worker()
+            self._batch = None
+        batch.then(batch.outcome())
+        return float("inf")
 
     def close(self) -> None:
         """End the idle worker; stuck ones end when the kernel lets them go."""
@@ -93,26 +143,9 @@ class BoundedRunner:
             worker.batches.put(None)
             worker.join(timeout=1.0)
 
-    def _watch(self, batch: _Batch, deadline_seconds: float) -> None:
-        while batch.pending or batch.running:
-            now = self._clock()
-            wake_at = self._give_up_overdue(batch, now, deadline_seconds)
-            if now >= deadline_seconds:
-                batch.errors.extend(task.error("not started in time") for task in batch.pending)
-                batch.pending.clear()
-            elif batch.pending:
-                if now - batch.last_start >= _TAKEOVER_SECONDS:
-                    self._release_worker()
-                    self._hand_over(batch)
-                wake_at = min(wake_at, batch.last_start + _TAKEOVER_SECONDS)
-            if batch.pending or batch.running:
-                self._changed.wait(max(0.0, wake_at - now))
-        if self._worker is not None and self._worker.task is not None:
-            self._release_worker()
-
-    def _give_up_overdue(self, batch: _Batch, now: float, deadline_seconds: float) -> float:
+    def _give_up_overdue(self, batch: _Batch, now: float) -> float:
         """Move the tasks past their limit to the errors; return when to look again."""
-        wake_at = deadline_seconds
+        deadline_seconds = wake_at = batch.deadline_seconds
         for key, (task, started) in list(batch.running.items()):
             until = min(started + task.limit_seconds, deadline_seconds)
             if now < until:
@@ -125,8 +158,9 @@ class BoundedRunner:
 
     def _hand_over(self, batch: _Batch) -> None:
         if self._worker is None:
-            self._worker = _Worker()
-            self._worker.start()
+            worker = _Worker()
+            worker.start()
+            self._worker = worker
         batch.last_start = self._clock()
         self._worker.batches.put(batch)
 
@@ -140,7 +174,17 @@ class BoundedRunner:
 class _Batch:
     """The tasks of one run, shared by its workers; *changed* guards everything here and *stuck*."""
 
-    def __init__(self, clock: Callable[[], float], changed: threading.Condition, stuck: Dict[Key, float]) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        changed: threading.Condition,
+        stuck: Dict[Key, float],
+        deadline_seconds: float,
+        then: Callable[[Outcome], None],
+    ) -> None:
+        self.deadline_seconds = deadline_seconds
+        self.then = then
+        self.ended = False
         self.pending: Deque[Task] = deque()
         self.running: Dict[Key, Tuple[Task, float]] = {}
         self.values: Dict[Key, object] = {}
@@ -159,6 +203,16 @@ class _Batch:
             self.errors.append(task.error("not tried, {} collectors are blocked".format(len(self._stuck))))
         else:
             self.pending.append(task)
+
+    def end(self) -> bool:
+        """Tell, to the first who asks, that nothing is left to run."""
+        if self.pending or self.running or self.ended:
+            return False
+        self.ended = True
+        return True
+
+    def outcome(self) -> Outcome:
+        return Outcome(self.values, self.errors)
 
     def work(self, worker: _Worker) -> None:
         """Run pending tasks until there are none, or until one of them came back after it was given up."""
@@ -190,8 +244,9 @@ class _Batch:
                     self.values[task.key] = value.value
                 else:
                     self.values[task.key] = value
-                if not self.pending and not self.running:
-                    self._changed.notify_all()
+                ended = self.end()
+            if ended:
+                self.then(self.outcome())
 
 
 class _Worker(threading.Thread):

@@ -97,6 +97,8 @@ class _Watched:
     watch: Watch
     stream: NodeStream | None = None
     opening: bool = False
+    # Whether the stream has brought a sample: the first one tells that a node is back.
+    sampled: bool = False
     # Why the node is left to Ansible, and when its stream is tried again.
     fallback: str | None = None
     retry_at: float = 0.0
@@ -285,7 +287,7 @@ class FleetWatch:
         except StreamError as error:
             self._failed(watched, error.reason, error.message)
         else:
-            watched.stream = stream
+            watched.stream, watched.sampled = stream, False
             self._act(watched, watched.watch.stream_opened(time.monotonic()))
         finally:
             watched.opening = False
@@ -320,7 +322,9 @@ class FleetWatch:
             waiter = watched.waiters.pop(told["id"].decode("ascii"), None) if told["id"] else None
             # As it came: the door reads it, and nobody before.
             observation = Observation(watched.listed.node_id, self._stamp(), SOURCE, kind, told["data"])
-            self._recorder.put(observation, waiter)
+            routine = kind is ObservationKind.SAMPLE and watched.sampled
+            watched.sampled = watched.sampled or kind is ObservationKind.SAMPLE
+            self._recorder.put(observation, waiter, soon=not routine)
 
     def _on_other_line(self, watched: _Watched, line: bytes) -> None:
         node_id = watched.listed.node_id

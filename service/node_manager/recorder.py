@@ -21,6 +21,8 @@ from node_manager.store import StoreUnavailableError
 BATCH = 200
 _MAX_WAITING = 50_000
 _RETRY_SECONDS = 1.0
+# A transaction costs 1.5 ms beside its samples: in a small fleet they wait for company this many pauses.
+_PATIENT_PAUSES = 3
 _STOP_SECONDS = 10.0
 # What a node would send again anyway.
 _EXPENDABLE = frozenset((ObservationKind.SAMPLE, ObservationKind.REPORT, ObservationKind.FACTS))
@@ -33,12 +35,12 @@ class Recorder:
 
     def __init__(self, observations: ObservationLog, pause_seconds: float = 1.0) -> None:
         self._observations = observations
-        # Collecting for a moment makes few large transactions out of many small ones, which cost 1.5 ms each beside the samples.
         self._pause_seconds = pause_seconds
         self._log = structlog.get_logger()
         self._waiting: deque[_Item] = deque()
         self._lock = threading.Lock()
         self._hurry = threading.Event()
+        self._soon = False
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._ended = False
@@ -56,10 +58,11 @@ class Recorder:
         if self._thread is not None:
             self._thread.join(_STOP_SECONDS)
 
-    def put(self, observation: Observation, recorded: Future[bool] | None = None) -> None:
+    def put(self, observation: Observation, recorded: Future[bool] | None = None, *, soon: bool = True) -> None:
         """Hand in what was seen; *recorded* becomes true once it is in the store, false if it is given up.
 
-        What is waited for, and what the manager concluded, is recorded at once.
+        What is waited for, and what the manager concluded, is recorded at once; all else after a pause. What need not be
+        *soon* waits three, or until a batch is full.
         """
         with self._lock:
             if ended := self._ended:
@@ -68,9 +71,10 @@ class Recorder:
                 if len(self._waiting) >= _MAX_WAITING:
                     self._give_up_one()
                 self._waiting.append((observation, recorded))
+                self._soon = self._soon or soon
         if ended:
             _settle(recorded, kept=False)
-        elif recorded is not None or observation.kind not in _EXPENDABLE:
+        elif recorded is not None or observation.kind not in _EXPENDABLE or len(self._waiting) == BATCH:
             self._hurry.set()
 
     def _give_up_one(self) -> None:
@@ -88,8 +92,7 @@ class Recorder:
             if stopping and not more:
                 break
             if not more:
-                self._hurry.wait(self._pause_seconds)
-                self._hurry.clear()
+                self._pause()
         with self._lock:
             self._ended = True
         if self._waiting:
@@ -100,10 +103,17 @@ class Recorder:
         for _, recorded in self._waiting:
             _settle(recorded, kept=False)
 
+    def _pause(self) -> None:
+        for _ in range(_PATIENT_PAUSES):
+            if self._hurry.wait(self._pause_seconds) or self._soon:
+                break
+        self._hurry.clear()
+
     def _record_batch(self) -> bool:
         """Record up to a batch; tell whether more waits that can be recorded now."""
         with self._lock:
             taken = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+            self._soon = self._soon and bool(self._waiting)
         if not taken:
             return False
         try:

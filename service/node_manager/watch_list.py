@@ -35,31 +35,33 @@ class Listed(NamedTuple):
     site: str | None
 
 
+_nodes, _states = tables.nodes.c, tables.node_states.c
+_NODES = (
+    sa.select(
+        _nodes.node_id,
+        _nodes.generation,
+        _nodes.node_type,
+        _states.recognised_type,
+        _nodes.site,
+        _nodes.zone,
+        _states.health,
+    )
+    .join(tables.node_states, _states.node_id == _nodes.node_id)
+    .where(_nodes.admin != Admin.OFFLINE.value)
+)
+
+
 def read_nodes(store: Store) -> dict[str, tuple[Listed, Health]]:
     """Read the nodes to watch, all but those that an operator took offline, each with its stored health.
 
     Errors: StoreUnavailableError.
     """
-    nodes, states = tables.nodes.c, tables.node_states.c
-    query = (
-        sa.select(
-            nodes.node_id,
-            nodes.generation,
-            nodes.node_type,
-            states.recognised_type,
-            nodes.site,
-            nodes.zone,
-            states.health,
-        )
-        .join(tables.node_states, states.node_id == nodes.node_id)
-        .where(nodes.admin != Admin.OFFLINE.value)
-    )
     with store.read() as connection:
         # Read every two seconds: unpacked, 10,000 rows take 30 ms, and 62 ms by their names.
         return {
             # Nodes of one zone that name no site are neighbours as far as anybody knows.
             node_id: (Listed(node_id, generation, declared or recognised, site or zone), _HEALTH[health])
-            for node_id, generation, declared, recognised, site, zone, health in connection.execute(query)
+            for node_id, generation, declared, recognised, site, zone, health in connection.execute(_NODES)
         }
 
 

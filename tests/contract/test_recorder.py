@@ -170,6 +170,30 @@ def test_put_of_samples_waits_for_company(log: NotedLog) -> None:
     assert len(log.taken) <= 3
 
 
+def test_put_of_what_is_routine_waits_three_pauses_and_all_else_one(log: NotedLog) -> None:
+    with recording(log, 0.5) as recorder:
+        time.sleep(0.1)  # the recorder is in a pause by then
+        begun = time.monotonic()
+        recorder.put(sample(1), soon=False)
+        wait_until(lambda: log.recorded == 1)
+        patient = time.monotonic() - begun
+        begun = time.monotonic()
+        recorder.put(sample(2))
+        wait_until(lambda: log.recorded == 2)
+        soon = time.monotonic() - begun
+
+    assert patient > 1.0
+    assert soon < 1.0
+
+
+def test_full_batch_waits_for_nobody(log: NotedLog) -> None:
+    with recording(log, NEVER_SECONDS) as recorder:
+        for number in range(BATCH):
+            recorder.put(sample(number), soon=False)
+
+        wait_until(lambda: log.recorded == BATCH)
+
+
 @pytest.mark.parametrize("make", [verdict, contact])
 def test_put_of_what_the_manager_found_is_recorded_at_once(log: NotedLog, make: Callable[[int], Observation]) -> None:
     with recording(log, NEVER_SECONDS) as recorder:

@@ -20,6 +20,7 @@ from node_manager.domain import ObservationKind
 from node_manager.events import EventType
 from node_manager.fleet_watch import FleetWatch
 from node_manager.node_registry import NodeRegistry, utc_now
+from node_manager.observations import Observation, ObservationLog
 from node_manager.recorder import Recorder
 from node_manager.settings import Settings
 from node_manager.store import Store, open_store, tables
@@ -161,6 +162,41 @@ def test_what_a_node_says_is_recorded_as_it_came(store: Store, settings: Setting
             assert found.in_hand() == {"gw-1"}
 
     run(test)
+
+
+class NotedRecorder(Recorder):
+    """A recorder that notes what was handed in, and whether soon, of what nodes said."""
+
+    def __init__(self, observations: ObservationLog) -> None:
+        super().__init__(observations, pause_seconds=0.02)
+        self.noted: list[tuple[str, bool]] = []
+
+    def put(self, observation: Observation, recorded: Future[bool] | None = None, *, soon: bool = True) -> None:
+        if isinstance(observation.data, bytes):
+            self.noted.append((observation.kind.value, soon))
+        super().put(observation, recorded, soon=soon)
+
+
+def test_all_samples_of_a_stream_but_the_first_are_routine(store: Store, settings: Settings) -> None:
+    recorder = NotedRecorder(ObservationLog(store, settings))
+    recorder.start()
+
+    async def test() -> None:
+        node = WatchedNode()
+        node.first_words = [data_line("facts", make_facts()), SAMPLE, SAMPLE, REPORT, SAMPLE]
+        async with watching(store, settings, recorder, node) as found:
+            await until(lambda: len(recorder.noted) == 5, "all that it said")
+            node.drop()
+            await until(lambda: len(recorder.noted) == 10, "all that it said again")
+            await found.until_state("streaming")
+
+    try:
+        run(test)
+    finally:
+        recorder.stop()
+
+    said = [("facts", True), ("sample", True), ("sample", False), ("report", True), ("sample", False)]
+    assert recorder.noted == said * 2
 
 
 def test_real_probe_is_watched(store: Store, key_file: Path, recorder: Recorder) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe import cleaned_sample
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_lines import Outbox
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_loop import (
     MAX_COMMAND_BYTES,
@@ -280,6 +281,35 @@ def test_tell_leaves_out_the_containers_of_a_long_sample() -> None:
     assert "its 100 containers left out" in error["message"]
     assert sample["bytes"] <= 4096
     assert sample["id"] == "7"
+    assert sample["data"]["containers"] is None
+    assert [error["collector"] for error in sample["data"]["errors"]] == ["containers"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1.5, -(2**62), 2**63, -(2**63) - 1, 10**30, float("nan"), float("inf"), 1e300, "eth0", "a\0b", "\udcff", "\u00fc",
+        "\x7f\n", "x" * 5000, b"\xffbytes", {"a": [None, True]}, {1, 2}, {7: "a"}, list(range(2000)), object(),
+    ],
+    ids=lambda value: ascii(value)[:20],
+)  # fmt: skip
+def test_tell_sample_says_the_same_as_if_it_were_cleaned(value: object) -> None:
+    outbox = Outbox(1024 * 1024)
+    sample = {"schema": 1, "memory": {"total_bytes": value}, "containers": None, "errors": []}
+
+    outbox.tell("sample", cleaned_sample(sample), "7")
+    cleaned = take_all(outbox)
+    outbox.tell_sample(sample, "7")
+
+    assert take_all(outbox) == cleaned
+
+
+def test_tell_sample_leaves_out_containers_that_are_too_large() -> None:
+    outbox = Outbox(1024 * 1024)
+
+    outbox.tell_sample({"containers": {"items": [{"labels": ["x" * 4000] * 400}]}, "errors": []})
+
+    (sample,) = take_all(outbox)
     assert sample["data"]["containers"] is None
     assert [error["collector"] for error in sample["data"]["errors"]] == ["containers"]
 

@@ -24,6 +24,7 @@ from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_r
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_run import (
     BoundedRunner,
     MoreTasks,
+    Outcome,
     Task,
 )
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._sample_parts import ContainersReading
@@ -144,6 +145,32 @@ def test_run_tries_again_once_the_task_came_back(runner: BoundedRunner, gate: th
         outcome = runner.run([Task("nas", hang, 1.0)], soon())
 
     assert outcome.values == {("nas", ""): "here"}
+
+
+def test_start_ends_what_hangs_when_it_is_looked_at(runner: BoundedRunner, gate: threading.Event) -> None:
+    ends: list[Outcome] = []
+    for number in range(2):
+        # The second time it is stuck from the first, and nothing is left to run.
+        runner.start([Task("nas", gate.wait, 0.2)], soon(), ends.append)
+        deadline = soon()
+        while len(ends) == number and time.monotonic() < deadline:
+            time.sleep(max(0.0, min(runner.look() - time.monotonic(), 0.05)))
+
+    first, second = (end.errors[0]["message"] for end in ends)
+    assert first == "timed out after 0.2 s"
+    assert second.startswith("still blocked after")
+    assert runner.look() == float("inf")
+
+
+def test_start_ends_by_itself_where_nothing_hangs(runner: BoundedRunner) -> None:
+    ended = threading.Event()
+    ends: list[Outcome] = []
+
+    runner.start([Task("good", lambda: 7, 1.0)], soon(), lambda outcome: (ends.append(outcome), ended.set()))
+
+    assert ended.wait(5)
+    assert runner.look() == float("inf")
+    assert [end.values for end in ends] == [{("good", ""): 7}]
 
 
 def test_collect_sample_leaves_a_dead_mount_out(node: Path, gate: threading.Event) -> None:
@@ -371,3 +398,39 @@ def release_fifo(path: Path) -> None:
             os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
         except OSError:
             threading.Event().wait(0.01)
+
+
+def test_read_again_reads_what_is_there_now(tmp_path: Path) -> None:
+    reader = Reader(str(tmp_path))
+    texts = ["short", "x" * 200_000 + "end", "", "again"]
+
+    seen = []
+    for text in texts:
+        (tmp_path / "stat").write_text(text)
+        seen.append(reader.read_again("/stat"))
+
+    assert seen == texts
+
+
+def test_read_again_opens_a_file_anew_that_failed(tmp_path: Path) -> None:
+    # Reading a folder fails, opening it doesn't.
+    (tmp_path / "stat").mkdir()
+    reader = Reader(str(tmp_path))
+    with pytest.raises(IsADirectoryError):
+        reader.read_again("/stat")
+    (tmp_path / "stat").rmdir()
+    (tmp_path / "stat").write_text("back")
+
+    assert reader.read_again("/stat") == "back"
+
+
+def test_read_again_leaves_no_file_open(tmp_path: Path) -> None:
+    (tmp_path / "stat").write_text("text")
+    reader = Reader(str(tmp_path))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        reader.read_again("/stat")
+    kept = len(os.listdir("/proc/self/fd"))
+    del reader
+
+    assert (kept, len(os.listdir("/proc/self/fd"))) == (before + 1, before)
