@@ -143,9 +143,8 @@ def after_report(
         return state
     if not overtaken:
         state = _answered(state, at)
-    failed = [
-        check for check in report.checks if check.state is CheckState.FAILED and check.kind != CheckKind.THRESHOLD.value
-    ]
+    judged = [check for check in report.checks if check.kind != CheckKind.THRESHOLD.value]
+    failed = [check for check in judged if check.state is CheckState.FAILED]
     critical = [check for check in failed if check.severity is Severity.CRITICAL]
     message = "; ".join(f"{check.name}: {check.message}" for check in critical or failed)[:_MAX_CAUSE_CHARACTERS]
     checks = Condition(
@@ -156,6 +155,11 @@ def after_report(
         at,
         Severity.WARNING if failed and not critical else Severity.CRITICAL,
     )
+    before = state.condition(ConditionType.CHECKS_PASSING)
+    unknown = [check.name for check in judged if check.state is CheckState.UNKNOWN]
+    if not failed and before is not None and not before.status and _is_about(before, unknown):
+        # What failed can't be told now, as on a node that is too busy to answer in time: that is no sign that it is well.
+        checks = before
     told = [checks, *seen]
     ended = _OF_REPORTS - {condition.type for condition in told}
     state = _with_conditions(_without(state, *ended), told)
@@ -320,6 +324,11 @@ def _answered(state: NodeState, at: datetime) -> NodeState:
         replace(_heard(state), last_contact_at=at, last_attempt_at=at),
         [Condition(condition, True, ContactReason.OK, "", at) for condition in proven],
     )
+
+
+def _is_about(checks: Condition, names: Iterable[str]) -> bool:
+    """Tell whether one of these checks is among those that failed."""
+    return any(f"; {name}: " in f"; {checks.message}" for name in names)
 
 
 def _heard(state: NodeState) -> NodeState:

@@ -134,6 +134,27 @@ def test_after_report_weighs_failed_checks(checks: list[tuple[str, str]], health
     assert (state.health, state.health_cause) == (health, cause)
 
 
+@pytest.mark.parametrize(
+    ("then", "health"),
+    [
+        ([("critical", "unknown"), ("critical", "passed")], Health.DEGRADED),
+        ([("critical", "passed"), ("critical", "unknown")], Health.HEALTHY),
+        ([("critical", "passed"), ("critical", "passed")], Health.HEALTHY),
+    ],
+    ids=["what-failed-is-unknown", "another-is-unknown", "all-passed"],
+)
+def test_after_report_a_check_that_failed_is_not_well_because_nobody_can_tell(
+    healthy: NodeState, then: list[tuple[str, str]], health: Health
+) -> None:
+    broken = report(healthy, START + seconds(100), ("critical", "failed"), ("critical", "unknown"))
+
+    after = report(broken, START + seconds(110), *then)
+
+    assert (broken.health, after.health) == (Health.DEGRADED, health)
+    if health is Health.DEGRADED:
+        assert after.condition(ConditionType.CHECKS_PASSING) == broken.condition(ConditionType.CHECKS_PASSING)
+
+
 def test_after_report_caps_what_it_keeps_of_messages() -> None:
     data = make_report(*[("critical", "failed")] * 100)
     for check in data["checks"]:
