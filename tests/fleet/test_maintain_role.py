@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,8 @@ def test_node_stays_in_maintenance_with_a_reason_when_the_run_is_ended(
     finally:
         # All of its session, which we made: its workers would go on.
         if run.poll() is None or ends is signal.SIGKILL:
-            os.killpg(run.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
         run.wait(10)
 
     assert admin(controller, node) is Admin.MAINTENANCE
