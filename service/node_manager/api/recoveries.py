@@ -145,7 +145,7 @@ def end_recovery(parts: PartsDependency, _identity: Operator, recovery_id: Recov
     return json_response(render_recovery(parts.recoveries.end(recovery_id, told.message)))
 
 
-@router.get("/guard", response_model=GuardOut)
+@router.get("/guard", response_model=GuardOut, responses=responses())
 def read_guard(parts: PartsDependency, _identity: Viewer) -> Response:
     """See whether nodes are repaired by themselves now: the breaker of each zone and of the fleet, and all pauses."""
     return json_response(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import httpx
 from node_manager.api.lost import router
+from running_service import RunningService
 
 
 def register(api: httpx.Client, node_id: str, memory_mib: int = 100) -> None:
@@ -20,12 +21,14 @@ def hold(api: httpx.Client, node_id: str, allocation_id: str) -> None:
     assert api.post(f"/nodes/{node_id}/allocate", json=body).status_code == 201
 
 
-def test_replacements_of_a_node_that_is_well(api: httpx.Client, node_id: str) -> None:
-    register(api, node_id)
-    hold(api, node_id, f"{node_id}.a")
-    before = api.get(f"/nodes/{node_id}/resources").json()
+def test_replacements_of_a_node_that_is_well(own_service: RunningService, node_id: str) -> None:
+    with own_service.start().client() as api:
+        register(api, node_id)
+        hold(api, node_id, f"{node_id}.a")
+        before = api.get(f"/nodes/{node_id}/resources").json()
 
-    answer = api.get(f"/nodes/{node_id}/replacements")
+        answer = api.get(f"/nodes/{node_id}/replacements")
+        after = api.get(f"/nodes/{node_id}/resources").json()
 
     assert answer.status_code == 200, answer.text
     found = answer.json()
@@ -40,7 +43,7 @@ def test_replacements_of_a_node_that_is_well(api: httpx.Client, node_id: str) ->
         "deployment_id": None,
         "resources": {"memory_mib": 10},
     }
-    assert api.get(f"/nodes/{node_id}/resources").json() == before
+    assert after == before
 
 
 def test_replacements_of_a_node_without_work_and_of_none(api: httpx.Client, node_id: str) -> None:
