@@ -16,7 +16,7 @@ from stored import Rows
 AT = datetime(2026, 5, 1, 12, 0, 0, 123456, UTC)
 NAMES = ("deployment_id", "owner", "request", "decision_id", "weights", "created_at")
 INSERT = BulkInsert(tables.deployments, *NAMES)
-INSERT_JOBS = BulkInsert(tables.jobs, "job_id", "action", "state", "requested_by", "message", "created_at")
+INSERT_JOBS = BulkInsert(tables.jobs, "job_id", "action", "state", "requested_by", "variables", "message", "created_at")
 UPDATE = BulkUpdate(tables.owners, ("used", "version"), ("owner", "version"))
 ODD = "'\"\\{},% %s :x ? ä\u2028"
 
@@ -46,7 +46,9 @@ def test_insert_writes_what_sqlalchemy_writes(store: Store, rows: Rows) -> None:
 
 def test_insert_keeps_nothing_nothing(store: Store, rows: Rows) -> None:
     with store.write() as connection:
-        INSERT_JOBS(connection, [("1", "check", "queued", "t", None, AT), ("2", "check", "queued", "t", "told", AT)])
+        INSERT_JOBS(
+            connection, [("1", "check", "queued", "t", {}, None, AT), ("2", "check", "queued", "t", {}, "told", AT)]
+        )
 
     assert [row["message"] for row in rows.of(tables.jobs)] == [None, "told"]
     assert [row["created_at"] for row in rows.of(tables.jobs)] == [AT, AT]
@@ -56,7 +58,7 @@ def test_insert_numbers_rows_in_their_order(store: Store, rows: Rows) -> None:
     names = [str(number) for number in range(300)]
 
     with store.write() as connection:
-        INSERT_JOBS(connection, [(name, "check", "queued", "t", None, AT) for name in names])
+        INSERT_JOBS(connection, [(name, "check", "queued", "t", {}, None, AT) for name in names])
 
     assert [row["job_id"] for row in rows.of(tables.jobs)] == names
 
