@@ -221,11 +221,17 @@ class GuardKeeper:
     def _save(self, changes: Sequence[Change], now: datetime) -> None:
         if not changes:
             return
-        with self.undone_on_failure(), self._store.write() as connection:
-            self._note(connection, changes, now)
+        with self.undone_on_failure():
+            # Before the store is asked: it may not even begin.
+            self._unsaved += changes
+            with self._store.write() as connection:
+                self._write(connection, changes, now)
 
     def _note(self, connection: sa.Connection, changes: Sequence[Change], now: datetime) -> None:
         self._unsaved += changes
+        self._write(connection, changes, now)
+
+    def _write(self, connection: sa.Connection, changes: Sequence[Change], now: datetime) -> None:
         for change in changes:
             if change.after is None:
                 connection.execute(_guards.delete().where(_guards.c.scope == change.scope))
