@@ -255,8 +255,9 @@ async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Begin like SSH and go on with noise."""
-    writer.write(b"SSH-2.0-noise\r\n" + b"\x00\x00\x01\x00" + os.urandom(4096))
+    """Begin like SSH and go on with noise, which happens to look like a part of a login."""
+    padding, part_of_login = b"\x04", b"\x3c"
+    writer.write(b"SSH-2.0-noise\r\n" + b"\x00\x00\x01\x00" + padding + part_of_login + os.urandom(4096))
     await reader.read()
 
 

@@ -214,7 +214,7 @@ def _reason_of(error: BaseException) -> tuple[ContactReason, str]:
         return ContactReason.AUTHENTICATION_FAILED, f"no secure algorithm in common: {words}"
     if isinstance(error, (asyncssh.ConnectionLost, asyncssh.ServiceNotAvailable)):
         return ContactReason.CONNECTION_LOST, words
-    if isinstance(error, asyncssh.DisconnectError) and "authentication" in words.lower():
+    if isinstance(error, asyncssh.DisconnectError) and "authentication failures" in words.lower():
         # sshd ends a login with too many keys tried as a protocol error.
         return ContactReason.AUTHENTICATION_FAILED, words
     # Whatever else asyncssh raises came out of reading what the node sent.
