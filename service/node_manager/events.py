@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -40,6 +42,9 @@ class EventType(StrEnum):
     ALLOCATION_RESERVED = "allocation.reserved"
     ALLOCATION_CONFIRMED = "allocation.confirmed"
     ALLOCATION_RELEASED = "allocation.released"
+    # What became of a command; "node_id" of these is the node or the deployment that it was about.
+    COMMAND_DONE = "commands.answer.done"
+    COMMAND_FAILED = "commands.answer.failed"
 
     @property
     def topic(self) -> str:
@@ -48,7 +53,9 @@ class EventType(StrEnum):
 
 
 _TOPICS = {event: event.topic for event in EventType}
-_INSERT = BulkInsert(tables.outbox, "event_id", "topic", "type", "node_id", "occurred_at", "data")
+_INSERT = BulkInsert(tables.outbox, "event_id", "topic", "type", "node_id", "occurred_at", "data", "causation_id")
+# The command that the work under way was asked for by.
+_CAUSE: ContextVar[str | None] = ContextVar("cause", default=None)
 
 
 class NewEvent(NamedTuple):
@@ -67,13 +74,24 @@ def emit(connection: sa.Connection, event: EventType, node_id: str, at: datetime
 
 def emit_all(connection: sa.Connection, found: Sequence[NewEvent]) -> None:
     """Add events to the outbox, in their order."""
+    cause = _CAUSE.get()
     _INSERT(
         connection,
         [
-            (event_id, _TOPICS[new.event], new.event.value, new.node_id, new.at, new.data)
+            (event_id, _TOPICS[new.event], new.event.value, new.node_id, new.at, new.data, cause)
             for event_id, new in zip(ordered_ids(len(found)), found, strict=True)
         ],
     )
+
+
+@contextmanager
+def caused_by(command_id: str) -> Iterator[None]:
+    """Have all events that are written inside name the command that they follow from."""
+    token = _CAUSE.set(command_id)
+    try:
+        yield
+    finally:
+        _CAUSE.reset(token)
 
 
 def of_node(connection: sa.Connection, node_id: str, limit: int, before: int | None) -> list[sa.Row[Any]]:

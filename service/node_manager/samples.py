@@ -142,12 +142,11 @@ def history(store: Store, node_id: str, since: datetime) -> list[Minute]:
 
 
 def prune(store: Store, now: datetime, keep: timedelta) -> None:
-    """Forget history and events older than *keep*."""
+    """Forget history older than *keep*."""
     with store.write() as connection:
         connection.execute(
             tables.sample_history.delete().where(tables.sample_history.c.minute < int((now - keep).timestamp() // 60))
         )
-        connection.execute(tables.outbox.delete().where(tables.outbox.c.occurred_at < now - keep))
 
 
 def _newest(store: Store, table: sa.Table, document: str, node_id: str) -> Observed | None:

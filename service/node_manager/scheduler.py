@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 import structlog
 
-from node_manager import leases, samples
+from node_manager import leases, outbox, samples
 from node_manager.domain import Admin, Health, JobAction
 from node_manager.jobs import JobQueue
 from node_manager.node_registry import Clock, utc_now
@@ -117,6 +117,8 @@ class Scheduler:
             self._pruned_at = now
             keep = timedelta(days=self._settings.configuration.storage.history_days)
             samples.prune(self._store, now, keep)
+            relays = self._settings.configuration.kafka.enabled
+            outbox.prune(self._store, now, keep, outbox.load_position(self._store, outbox.KAFKA) if relays else None)
             self._queue.prune()
             self._do(self._hourly_chores)
         return True

@@ -2,7 +2,7 @@
 """What the operator configured: config.json, node_types.json and NODE_MANAGER_* variables, read once and frozen.
 
 Decides where the state directory is and which value wins (environment over file over default). Must not import anything
-of the service but node_types.
+of the service but node_types and the other sections.
 """
 
 from __future__ import annotations
@@ -12,21 +12,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from node_manager.node_types import DEFAULT_LADDERS, Ladders, NodeType, NodeTypes, Thresholds
+from node_manager.platform_settings import EventStreamSettings, KafkaSettings, MetricsSettings, TracingSettings
+from node_manager.sections import FilePath, Port, PositiveSeconds, Section
 
 ENVIRONMENT_PREFIX = "NODE_MANAGER_"
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _PACKAGED_DATA = Path(__file__).resolve().parent / "data"
-
-Port = Annotated[int, Field(ge=1, le=65535)]
-PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-# JSON has no paths: from text, and from nothing else.
-FilePath = Annotated[Path, Field(strict=False)]
-
 
 # What pydantic says in terms of Python, in terms of JSON.
 _EXPECTED = {"model_type": "expected an object", "path_type": "expected the path of a file"}
@@ -34,12 +30,6 @@ _EXPECTED = {"model_type": "expected an object", "path_type": "expected the path
 
 class SettingsError(Exception):
     """The configuration can't be used; the text names the file, the key and what was expected."""
-
-
-class Section(BaseModel):
-    """One part of config.json: closed, frozen, and no guessing: "8080" is not a port."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ServerSettings(Section):
@@ -293,6 +283,12 @@ class Configuration(Section):
     ansible: AnsibleSettings = Field(default_factory=AnsibleSettings, description=AnsibleSettings.__doc__)
     ssh: SshSettings = Field(default_factory=SshSettings, description=SshSettings.__doc__)
     auth: AuthSettings = Field(default_factory=AuthSettings, description=AuthSettings.__doc__)
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings, description=KafkaSettings.__doc__)
+    event_stream: EventStreamSettings = Field(
+        default_factory=EventStreamSettings, description=EventStreamSettings.__doc__
+    )
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings, description=MetricsSettings.__doc__)
+    tracing: TracingSettings = Field(default_factory=TracingSettings, description=TracingSettings.__doc__)
     logging: LoggingSettings = Field(default_factory=LoggingSettings, description=LoggingSettings.__doc__)
     node_types_file: FilePath = Field(
         Path("node_types.json"), description="The node types; relative paths start at the folder of config.json"

@@ -251,8 +251,30 @@ outbox = Table(
     Column("node_id", String(253), nullable=False),
     Column("occurred_at", UtcDateTime, nullable=False),
     Column("data", JSON, nullable=False),
+    # The command that it follows from.
+    Column("causation_id", String(128)),
     Index("ix_outbox_node_id_sequence", "node_id", "sequence"),
     sqlite_autoincrement=True,
+)
+
+# How far those who hand on what is in the store have got.
+relay_positions = Table(
+    "relay_positions",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+)
+
+# The commands that were carried out: what comes twice is not done twice.
+commands = Table(
+    "commands",
+    metadata,
+    Column("command_id", String(128), primary_key=True),
+    Column("source", Text, primary_key=True),
+    Column("type", String(64), nullable=False),
+    Column("outcome", JSON, nullable=False),
+    Column("handled_at", UtcDateTime, nullable=False, index=True),
 )
 
 jobs = Table(
@@ -334,6 +356,7 @@ __all__ = [
     "UtcDateTime",
     "allocations",
     "audit",
+    "commands",
     "decision_passes",
     "decisions",
     "deployments",
@@ -360,6 +383,7 @@ __all__ = [
     "recoveries",
     "recovery_pauses",
     "recovery_steps",
+    "relay_positions",
     "repair_records",
     "sample_history",
     "tokens",
