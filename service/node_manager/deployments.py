@@ -41,9 +41,10 @@ from node_manager.resource_allocator import ResourceAllocator, check_classes, ch
 from node_manager.resources import add_to, in_thousandths
 from node_manager.selection_request import Mode, SelectionRequest, Strategy
 from node_manager.settings import Settings
-from node_manager.store import Store, StoreUnavailableError, tables
+from node_manager.store import Also, Store, StoreUnavailableError, tables
 from node_manager.store.bulk import BulkInsert, is_one_of
 from node_manager.store.documents import JsonText
+from node_manager.timings import NO_TIMINGS, Timings
 
 _ATTEMPTS = 5
 _FRESH_SECONDS = 300.0
@@ -92,7 +93,15 @@ _INSERT = BulkInsert(tables.deployments, "deployment_id", "owner", "request", "d
 class DeploymentPlacer:
     """Deployments of one store, with this process's picture of the fleet."""
 
-    def __init__(self, store: Store, settings: Settings, allocator: ResourceAllocator, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        allocator: ResourceAllocator,
+        clock: Clock = utc_now,
+        timings: Timings = NO_TIMINGS,
+    ) -> None:
+        self._timings = timings
         self._store = store
         self._settings = settings
         self._allocator = allocator
@@ -156,9 +165,10 @@ class DeploymentPlacer:
                 keep_for_good(connection, waiting, now)
             return _allocations_of(connection, deployment_id)
 
-    def delete(self, deployment_id: str) -> int:
+    def delete(self, deployment_id: str, *, also: Also | None = None) -> int:
         """Release all that is reserved for a deployment and forget it; give how many allocations that were.
 
+        Shapes: *also* is done in the same transaction.
         Errors: DeploymentNotFoundError.
         """
         with self._store.write() as connection:
@@ -172,6 +182,8 @@ class DeploymentPlacer:
             )
             if not held and not known.rowcount:
                 raise DeploymentNotFoundError(deployment_id)
+            if also is not None:
+                also(connection)
         return len(held)
 
     @contextmanager
@@ -276,9 +288,11 @@ class DeploymentPlacer:
         if reserves:
             self._check_quota(work, request)
         mix = self._mix.copy() if request.dry_run else None
+        began = time.perf_counter()
         answer, selection = decide(
             self._selector, request, work.now.timestamp(), advised=len(work.decisions) < MAX_ADVISED
         )
+        self._timings.observe_selection(time.perf_counter() - began)
         if mix is not None:
             # No record tells of it, so what is decided later must not depend on it.
             self._use_mix(mix)

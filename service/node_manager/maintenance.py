@@ -23,7 +23,7 @@ from node_manager.node_admin import Standing
 from node_manager.node_registry import Clock, utc_now
 from node_manager.problems import NodeNotFoundError, ProblemError
 from node_manager.settings import Settings
-from node_manager.store import Store, tables
+from node_manager.store import Also, Store, tables
 
 if TYPE_CHECKING:
     # Types only: a playbook's link must not wait for what they load.
@@ -58,10 +58,17 @@ class Maintenance:
         self._log = structlog.get_logger()
 
     def set_status(
-        self, node_id: str, wanted: StatusRequest, requested_by: str, *, if_generation: int | None = None
+        self,
+        node_id: str,
+        wanted: StatusRequest,
+        requested_by: str,
+        *,
+        if_generation: int | None = None,
+        also: Also | None = None,
     ) -> None:
         """Say whether a node takes part, and see to what that needs.
 
+        Shapes: *also* is done in the same transaction.
         Errors: NodeNotFoundError; StaleGenerationError; InvalidInputError; ConflictError where another operator holds the node.
         """
         now = self._clock()
@@ -72,6 +79,8 @@ class Maintenance:
             record = node_admin.read(connection, node_id)
             work = Work(connection, node, record, wanted, requested_by[:_MAX_HOLDER_CHARACTERS], tuple(proposals), now)
             action = apply(self._settings, work)
+            if also is not None:
+                also(connection)
         if action is not None:
             self._submit(action, node_id)
 

@@ -29,7 +29,7 @@ from node_manager.problems import (
     NodeNotFoundError,
 )
 from node_manager.settings import Settings
-from node_manager.store import Store, tables
+from node_manager.store import Also, Store, tables
 
 Clock = Callable[[], datetime]
 _JUMP_LIMIT = 8
@@ -105,9 +105,12 @@ class NodeRegistry:
         self._settings = settings
         self._clock = clock
 
-    def register(self, declaration: NodeDeclaration, *, allow_local: bool = False) -> tuple[Node, bool]:
+    def register(
+        self, declaration: NodeDeclaration, *, allow_local: bool = False, also: Also | None = None
+    ) -> tuple[Node, bool]:
         """Add a node; the same declaration again gives the node there is and False.
 
+        Shapes: *also* is done in the same transaction.
         Errors: NodeExistsError if it was declared otherwise; InvalidInputError on an unknown type, credential or jump
             host.
         """
@@ -118,7 +121,10 @@ class NodeRegistry:
             with self._store.write() as connection:
                 existing = _select_one(connection, declaration.node_id)
                 if existing is not None:
-                    return _same_or_conflict(existing, declaration), False
+                    same = _same_or_conflict(existing, declaration)
+                    if also is not None:
+                        also(connection)
+                    return same, False
                 self._check_references(connection, declaration.node_id, declaration, has_keys=False)
                 connection.execute(
                     tables.nodes.insert(),
@@ -133,6 +139,8 @@ class NodeRegistry:
                 events.emit(
                     connection, events.EventType.NODE_REGISTERED, declaration.node_id, now, _event_data(values, 1)
                 )
+                if also is not None:
+                    also(connection)
                 return _select_known(connection, declaration.node_id), True
         except IntegrityError:
             # Two registrations of one id at once (PostgreSQL lets both in): the other one won, judge against it.

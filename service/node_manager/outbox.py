@@ -157,3 +157,32 @@ def prune(store: Store, now: datetime, keep: timedelta, up_to: int | None) -> No
         statement = statement.where(_table.sequence <= up_to)
     with store.write() as connection:
         connection.execute(statement)
+
+
+def backlog(store: Store, position: int) -> tuple[int, datetime | None]:
+    """Give about how many events are behind *position*, and when the first of them happened.
+
+    Errors: StoreUnavailableError.
+    """
+    with store.read() as connection:
+        first = connection.execute(_READ_NEW, {"top": position, "size": 1}).one_or_none()
+        if first is None:
+            return 0, None
+        last = connection.scalar(sa.select(sa.func.max(_table.sequence)))
+        return int(last) - first.sequence + 1, first.occurred_at
+
+
+def drop_oldest(store: Store, position: int, count: int, now: datetime) -> tuple[int, int]:
+    """Delete the first *count* numbers behind *position*; give how many events that were, and the position after them.
+
+    Errors: StoreUnavailableError.
+    """
+    with store.write() as connection:
+        first = connection.execute(_READ_NEW, {"top": position, "size": 1}).one_or_none()
+        if first is None:
+            return 0, position
+        last = first.sequence + count - 1
+        statement = tables.outbox.delete().where(_table.sequence > position, _table.sequence <= last)
+        dropped = connection.execute(statement).rowcount
+        save_position(connection, KAFKA, last, now)
+        return dropped, last

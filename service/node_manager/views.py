@@ -63,6 +63,17 @@ def render_node(node: Node, settings: Settings, now: datetime) -> dict[str, Any]
     }
 
 
+def render_node_state(node: Node, settings: Settings, now: datetime) -> dict[str, Any]:
+    """Show a node as the topic of states has it: what lists have, and why, without the times of mere contacts."""
+    shown = render_node(node, settings, now)
+    del shown["last_contact_at"]
+    return {
+        **shown,
+        "health_since": render_time(node.state.health_since),
+        "conditions": render_conditions(node.state),
+    }
+
+
 def render_node_detail(
     node: Node, sample: Observed | None, situation: Situation | None, settings: Settings, now: datetime
 ) -> dict[str, Any]:

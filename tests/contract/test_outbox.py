@@ -32,7 +32,7 @@ def write(store: Store, *node_ids: str) -> None:
 
 
 def event(node_id: str) -> NewEvent:
-    return NewEvent(EventType.NODE_DEREGISTERED, node_id, NOW, {"forced": False, "dropped_allocations": 0})
+    return NewEvent(EventType.NODE_DEREGISTERED, node_id, NOW, {"forced": False, "dropped_allocations": []})
 
 
 def read_all(reader: OutboxReader, size: int = 100) -> list[str]:

@@ -27,7 +27,7 @@ from node_manager.api.parameters import (
     read_number_cursor,
     read_query,
 )
-from node_manager.api.schemas import EventPageOut, NodeDetailOut, NodePageOut, NodeQuery, StatusIn
+from node_manager.api.schemas import EventPageOut, NodeDetailOut, NodeFilterQuery, NodePageOut, NodeQuery
 from node_manager.api.security import Operator, Viewer
 from node_manager.declarations import NodeChange, NodeDeclaration
 from node_manager.domain import JobAction
@@ -37,6 +37,7 @@ from node_manager.node_filters import NodeFilter
 from node_manager.node_registry import Node, NodeRegistry
 from node_manager.parts import Parts
 from node_manager.problems import InvalidInputError, QueueFullError
+from node_manager.status_input import StatusIn
 from node_manager.views import render_node_detail, render_time
 
 _log = structlog.get_logger()
@@ -184,11 +185,18 @@ def make_router(fragments: NodeFragments) -> APIRouter:
     return router
 
 
-def _render_page(registry: NodeRegistry, fragments: NodeFragments, query: NodeQuery) -> Rendered:
+def read_filter(query: NodeFilterQuery) -> NodeFilter:
+    """Read which nodes somebody asks for.
+
+    Errors: InvalidInputError.
+    """
     _no_nul({"type": query.type, "zone": query.zone, "site": query.site, "region": query.region})
     labels = tuple(_read_label(text) for text in query.label)
-    wanted = NodeFilter(query.status, query.health, query.type, query.zone, query.site, query.region, labels)
-    page = registry.page(wanted, query.limit, _read_id_cursor(query.cursor))
+    return NodeFilter(query.status, query.health, query.type, query.zone, query.site, query.region, labels)
+
+
+def _render_page(registry: NodeRegistry, fragments: NodeFragments, query: NodeQuery) -> Rendered:
+    page = registry.page(read_filter(query), query.limit, _read_id_cursor(query.cursor))
     following = None if page.next_after is None else write_cursor(page.next_after)
     items = fragments.nodes(page.versions)
     body = b'{"items":[' + b",".join(item.body for item in items) + b'],"next_cursor":'

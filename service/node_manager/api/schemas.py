@@ -14,23 +14,7 @@ from node_manager.api.schemas_maintenance import MaintenanceOut
 from node_manager.declarations import Connection, Location, NodeId
 from node_manager.domain import Admin, Evidence, Health, JobAction, JobState, NodeResult, ObservationKind, Status
 from node_manager.shapes import Application, ConditionShape, Facts, Report, Sample
-
-# A month: longer is a mistake of units.
-MAX_DEADLINE_SECONDS = 31 * 86400
-
-
-def text_only(value: Any) -> Any:
-    """Refuse numbers, which pydantic would read as seconds since 1970."""
-    if not isinstance(value, str):
-        raise ValueError("expected a time as in RFC 3339, such as 2026-11-22T18:00:00Z")
-    return value
-
-
-def _settable(value: Any) -> Any:
-    settable = [admin for admin in Admin if admin is not Admin.DRAINING]
-    if value not in settable:
-        raise ValueError(f"expected one of {', '.join(settable)}")
-    return value
+from node_manager.status_input import text_only
 
 
 def _runnable(value: Any) -> Any:
@@ -188,11 +172,9 @@ class UtilizationOut(Output):
     history: list[MinuteOut] | None
 
 
-class NodeQuery(Input):
-    """Which nodes to list. One model, checked in one go: this is the call that everybody polls."""
+class NodeFilterQuery(Input):
+    """Which nodes somebody asks for."""
 
-    limit: int = Field(100, ge=1, le=1000, description="Largest number of items")
-    cursor: str | None = Field(None, max_length=512, description="next_cursor of the page before")
     status: Status | None = Field(None, description="Only of this status")
     health: Health | None = Field(None, description="Only of this health")
     type: str | None = Field(None, max_length=63, description="Only of this type")
@@ -204,35 +186,11 @@ class NodeQuery(Input):
     )
 
 
-class StatusIn(Input):
-    """What an operator says about a node."""
+class NodeQuery(NodeFilterQuery):
+    """Which nodes to list. One model, checked in one go: this is the call that everybody polls."""
 
-    status: Annotated[Admin, BeforeValidator(_settable)] = Field(
-        description="active, cordoned, maintenance or offline", examples=["maintenance"]
-    )
-    drain: bool = Field(
-        False,
-        strict=True,
-        description="Empty the node first; with maintenance, or with cordoned as `kubectl drain` does",
-        examples=[True],
-    )
-    deadline_seconds: Annotated[float, Field(strict=True, gt=0, le=MAX_DEADLINE_SECONDS)] | None = Field(
-        None, description="End the drain after this time, whatever is still there; left out: wait", examples=[3600]
-    )
-    reason: str = Field("", max_length=255, description="Why, for the record", examples=["new disk"])
-    until: Annotated[AwareDatetime, BeforeValidator(text_only)] | None = Field(
-        None, description="From then on the node leaves maintenance by itself, once its check passes"
-    )
-    keep_cordon: bool | None = Field(
-        None,
-        strict=True,
-        description="Cordon the node when it leaves maintenance; left out: if it was cordoned before",
-    )
-    force: bool = Field(
-        False,
-        strict=True,
-        description="With active: leave at once, without a check. With maintenance: take over from another operator",
-    )
+    limit: int = Field(100, ge=1, le=1000, description="Largest number of items")
+    cursor: str | None = Field(None, max_length=512, description="next_cursor of the page before")
 
 
 class EventOut(Output):

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BeforeValidator, Field
 
-from node_manager.api.schemas import HealthOut, Input, Output, text_only
+from node_manager.api.schemas import HealthOut, Input, Output
 from node_manager.domain import GuardState, RecoveryState, StepState
 from node_manager.node_types import StepName
 from node_manager.recoveries import MAX_STEPS
+from node_manager.status_input import text_only
 
 PAUSE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 

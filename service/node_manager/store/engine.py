@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ _READ_ONLY = "node_manager_read_only"
 # SQLite's own default, and what holds the accounts of 10,000 nodes.
 _CACHE_KIB = 2_000
 _WRITER_CACHE_KIB = 32_000
+
+# What somebody wants done in the transaction of something else.
+Also = Callable[[sa.Connection], None]
 
 
 class StoreUnavailableError(Exception):
