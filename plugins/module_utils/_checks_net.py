@@ -108,15 +108,19 @@ def connect(host: str, port: int, deadline: float) -> socket.socket:
     answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     failure: Optional[OSError] = None
     for position, (family, kind, protocol, _name, address) in enumerate(answers):
-        sock: Optional[socket.socket] = None
+        # Before there is a socket, which nobody would close.
+        share = time_left(deadline) / (len(answers) - position)
         try:
             sock = socket.socket(family, kind, protocol)
-            sock.settimeout(time_left(deadline) / (len(answers) - position))
+        except OSError as error:
+            failure = error
+            continue
+        try:
+            sock.settimeout(share)
             sock.connect(address)
         except OSError as error:
             failure = error
-            if sock is not None:
-                sock.close()
+            sock.close()
         else:
             return sock
     raise failure or OSError("has no address")

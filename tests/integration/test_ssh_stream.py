@@ -170,7 +170,7 @@ def test_open_gives_up_on_a_probe_that_does_not_read_its_program(target_of: Targ
 
 def test_open_bounds_the_handshakes_at_once(target_of: TargetOf) -> None:
     async def run() -> None:
-        async with ssh_node() as node, opened(max_handshakes=20, handshake_timeout_seconds=4) as opener:
+        async with ssh_node() as node, opened(max_handshakes=20, handshake_timeout_seconds=30) as opener:
             opening = [open_on(opener, target_of(node)) for _ in range(200)]
             streams = [stream for stream, _ in await asyncio.gather(*opening)]
             most = node.most_handshakes

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.iot_platform.node_manager.plugins.module_utils import _checks_net as net
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._checks import parse_check, run_checks
+from ansible_collections.iot_platform.node_manager.plugins.module_utils._checks_deadline import OutOfTimeError
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -388,6 +390,15 @@ def test_checks_end_in_a_tls_handshake_that_hangs(kind: str) -> None:
 
     assert "timed out after 0.3 s" in check["message"]
     assert check["latency_seconds"] < 0.3 + 0.4
+
+
+def test_connect_opens_nothing_when_no_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(net.socket, "socket", lambda *_: opened.append(_))
+
+    with pytest.raises(OutOfTimeError):
+        net.connect("127.0.0.1", 9, time.monotonic() - 1)
+    assert opened == []
 
 
 def test_check_dns_lists_the_addresses() -> None:
