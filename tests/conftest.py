@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A real PostgreSQL for the tests that ask for one: a temporary cluster per session, an empty database per test."""
+"""A real PostgreSQL for the tests that ask for one: a temporary cluster per session, an empty database per test.
+
+And for every test the watch over the events that it has written.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,18 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from event_watch import event_watch  # noqa: F401  # a fixture of every test
 from parts import postgresql_binaries, require
 from psycopg import sql
 from sqlalchemy import make_url
 
 # What a crash may lose is nothing a test would miss, unless the test is about exactly that.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that wait for real nodes first: at the end one file of them would leave the other workers idle."""
+    items.sort(key=lambda item: "fleet" not in item.path.parts)
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +50,13 @@ def postgresql_durable_url() -> Iterator[str]:
 @pytest.fixture
 def postgresql_database(postgresql_url: str) -> Iterator[str]:
     """Make an empty database for one test; give its SQLAlchemy URL."""
+    with fresh_database(postgresql_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def postgresql_shared_database(postgresql_url: str) -> Iterator[str]:
+    """Make an empty database for the tests of a module, which share a service on it; give its SQLAlchemy URL."""
     with fresh_database(postgresql_url) as url:
         yield url
 

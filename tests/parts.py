@@ -79,8 +79,10 @@ def _missing_systemd() -> str | None:
 PARTS: Mapping[str, Callable[[], str | None]] = {
     "debootstrap": lambda: _missing_program("debootstrap", "debootstrap")() or _missing_root(),
     "docker": _missing_docker,
+    "kafka": lambda: _missing_program("mvn", "maven")() or _missing_program("java", "openjdk-17-jre-headless")(),
     "iptables": lambda: _missing_program("iptables", "iptables")() or _missing_root(),
     "postgresql": _missing_postgresql,
+    "prometheus": _missing_program("prometheus", "prometheus"),
     "root": _missing_root,
     "ssh": _missing_program("ssh", "openssh-client"),
     "sshd": _missing_program("sshd", "openssh-server"),

@@ -29,6 +29,7 @@ from node_manager.store import Store, tables
 TOKEN_PREFIX = "nm_"  # noqa: S105  # lets secret scanners find a leaked token
 ADMIN_TOKEN_FILE = "admin.token"  # noqa: S105  # a file name
 _CACHE_ENTRIES = 4096
+_REMEMBER_FOR = timedelta(hours=1)
 _MAX_SHARED_ENTRIES = 512
 
 
@@ -93,6 +94,13 @@ class Tokens:
             found = self._cache.get(digest)
             return found[0] if found is not None and found[1] > self._clock() else None
 
+    def remembered(self, text: str) -> Identity | None:
+        """Recognise a token that was good within the last hour; for what must be told even when the store can't say."""
+        digest = _digest(text)
+        with self._cache_lock:
+            found = self._cache.get(digest)
+            return found[0] if found is not None and found[1] + _REMEMBER_FOR > self._clock() else None
+
     def authenticate(self, text: str) -> Identity | None:
         """Tell whose token it is; None for one that is unknown or revoked."""
         digest = _digest(text)
@@ -100,6 +108,8 @@ class Tokens:
         with self._store.read() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
+            with self._cache_lock:
+                self._cache.pop(digest, None)
             return None
         identity = Identity(row.token_id, row.name, Role(row.role))
         with self._cache_lock:

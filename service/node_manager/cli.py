@@ -33,8 +33,11 @@ from node_manager.access import Tokens
 from node_manager.client import HttpManager, LocalManager, Manager, UnreachableManagerError, read_token
 from node_manager.declarations import Connection, NodeDeclaration
 from node_manager.domain import Health, JobAction, Role, Status
+from node_manager.event_history import EventFilter
+from node_manager.events import EventType
+from node_manager.http_server import CuttableProtocol, Server
 from node_manager.jobs import Job
-from node_manager.logs import configure_logging
+from node_manager.logs import configure_logging, secrets_of
 from node_manager.main import connect, create_app
 from node_manager.node_registry import NodeRegistry
 from node_manager.parts import Parts
@@ -104,7 +107,9 @@ def serve(
 ) -> None:
     """Run the service until Ctrl-C."""
     settings = load_settings()
-    configure_logging(settings.configuration.logging)
+    configure_logging(
+        settings.configuration.logging, secrets_of(settings), traces=settings.configuration.tracing.enabled
+    )
     _check_port_is_free(settings)
     store = connect(settings)
     token_file = Tokens(store).ensure_admin(settings.home)
@@ -118,10 +123,12 @@ def serve(
             target=_show_start, args=(console, parts, token_file, job), name="start-screen", daemon=True
         ).start()
 
+    service = create_app(settings, store, on_started=on_started)
     config = uvicorn.Config(
-        create_app(settings, store, on_started=on_started),
+        service,
         host=settings.server.host,
         port=settings.server.port,
+        http=CuttableProtocol,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=int(settings.server.shutdown_seconds),
@@ -130,7 +137,7 @@ def serve(
         # Thousands of samples a minute are made of many small objects that live for a moment and form no cycles: looking for
         # cycles as often as is usual took a third of the CPU of recording them.
         gc.set_threshold(50_000, 20, 50)
-        uvicorn.Server(config).run()
+        Server(config, on_shutdown=service.state.parts.hub.close).run()
     except KeyboardInterrupt:
         console.print("Stopped.")
     finally:
@@ -241,6 +248,24 @@ def traffic(
         for change in error.changes:
             typer.echo(f"{change.server}: {change.kind} {change.before or '-'} -> {change.after}")
         _fail(str(error), ExitCode.PARTLY if error.changes else ExitCode.REFUSED)
+
+
+@app.command()
+def events(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens, until Ctrl-C")] = False,
+    kinds: Annotated[list[EventType] | None, typer.Option("--type", help="Only of this type; may be repeated")] = None,
+    node_ids: Annotated[list[str] | None, typer.Option("--node", help="Only of this node; may be repeated")] = None,
+    after: Annotated[
+        int | None, typer.Option(min=0, help="Only those behind this sequence; with --follow: from there on")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show what happened, oldest first, or follow what happens."""
+    wanted = EventFilter(types=frozenset(kind.value for kind in kinds or ()), node_ids=frozenset(node_ids or ()))
+    begin = after if after is not None or follow else 0
+    with _manager() as manager:
+        for event in manager.events(wanted, begin, _note, follow=follow):
+            typer.echo(json.dumps(event) if output is Output.JSON else screen.event_line(event))
 
 
 @app.command()

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from node_manager.drain_blockers import Blocker, BlockerKind, Situation
 from node_manager.events import EventType, emit
 from node_manager.node_admin import Record
+from node_manager.views import render_time
 
 
 def tell_start(connection: sa.Connection, record: Record, situation: Situation, now: datetime) -> None:
@@ -75,8 +76,8 @@ def _drain_data(record: Record) -> dict[str, Any]:
         "reason": record.reason,
         "requested_by": record.requested_by,
         "then": record.notes.then.value,
-        "deadline_at": None if record.deadline_at is None else record.deadline_at.isoformat(),
-        "until": None if record.until is None else record.until.isoformat(),
+        "deadline_at": render_time(record.deadline_at),
+        "until": render_time(record.until),
     }
 
 
@@ -87,7 +88,7 @@ def _blocker_data(blocker: Blocker) -> dict[str, Any]:
         "container": blocker.container,
         "deployment_id": blocker.deployment_id,
         "owner": blocker.owner,
-        "since": blocker.since.isoformat(),
+        "since": render_time(blocker.since),
         "message": blocker.message,
     }
 

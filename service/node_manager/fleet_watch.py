@@ -12,7 +12,7 @@ import re
 import time
 import uuid
 import zlib
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -130,6 +130,7 @@ class FleetWatch:
         self._sweeper = asyncio.create_task(self._sweep())
         # By what it was; the newest ones.
         self.faults: dict[str, Fault] = {}
+        self.on_fault: Callable[[], None] = lambda: None
 
     async def close(self) -> None:
         """Close all streams, and watch nothing any more."""
@@ -430,6 +431,7 @@ class FleetWatch:
 
     def _fault(self, message: str) -> None:
         """Say that the manager itself is in trouble; the same trouble is said once a minute."""
+        self.on_fault()
         now = self._clock()
         known = self.faults.pop(message, None)
         if known is None or (now - known.last_at).total_seconds() > 60:

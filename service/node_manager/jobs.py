@@ -26,6 +26,7 @@ from node_manager.playbook_process import PlaybookProcess, RunEnd, Runner, RunRe
 from node_manager.problems import InvalidInputError, JobNotFoundError
 from node_manager.settings import Settings
 from node_manager.store import Store, StoreUnavailableError
+from node_manager.timings import NO_TIMINGS, Timings
 
 __all__ = ["ACTIVE", "MAX_NODES_PER_JOB", "Job", "JobNode", "JobPage", "JobQueue"]
 
@@ -40,6 +41,7 @@ _POLL_SECONDS = 1.0
 _RECOVER_SECONDS = 5.0
 _PRUNE_SECONDS = 60.0
 _RETRY_SECONDS = 1.0
+_MAX_LOGGED_NODES = 5
 _KILL_SECONDS = 15.0
 _KEEP_LEASES = timedelta(hours=1)
 _MAX_CURSOR_DIGITS = 18
@@ -77,6 +79,7 @@ class JobQueue:
         *,
         runner: Runner | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        timings: Timings = NO_TIMINGS,
     ) -> None:
         self._jobs = JobStore(store)
         self._files = JobFiles(settings.home)
@@ -85,6 +88,7 @@ class JobQueue:
         self._instance_id = instance_id
         self._runner: Runner = runner or PlaybookProcess(settings)
         self._monotonic = monotonic
+        self._timings = timings
         self._log = structlog.get_logger().bind(instance_id=instance_id)
         self._guard = threading.Lock()
         self._runs: dict[str, _Run] = {}
@@ -346,18 +350,23 @@ class JobQueue:
 
     def _follow(self, run: _Run) -> None:
         job = run.job
-        log = self._log.bind(job_id=job.job_id, action=job.action.value)
+        # For every line of this thread, whoever writes it.
+        structlog.contextvars.bind_contextvars(job_id=job.job_id, node_ids=job.node_ids[:_MAX_LOGGED_NODES])
+        log = self._log.bind(action=job.action.value)
         log.info("job started", nodes=len(job.nodes))
+        began = self._monotonic()
         try:
             end = self._runner.run(RunRequest(job.job_id, job.action, job.node_ids, job.variables), run.stop)
         except Exception as error:  # the job fails with it, and the thread goes on to say so
             log.exception("the job could not be run")
             end = RunEnd(complete=False, message=f"the job could not be run: {error}")
         state, message = _judge(run, end)
+        seconds = self._monotonic() - began
         ended = self._finish(run, end, state, message)
         with self._guard:
             del self._runs[job.job_id]
         if ended is not None:
+            self._timings.observe_job(job.action, ended.state, seconds)
             log.info("job ended", state=ended.state.value, message=ended.message)
             self._answer(job.job_id, ended)
         self._hurry()

@@ -6,6 +6,7 @@ The only file that imports the Kafka library, and only when a link is opened. Kn
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -199,6 +200,9 @@ def open_consumer(settings: KafkaSettings) -> KafkaConsumer:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_poll_records=50,
+            # A manager that was killed is missed after this, and others take its commands.
+            session_timeout_ms=10_000,
+            heartbeat_interval_ms=3000,
             metrics_enabled=False,
         )
         consumer.subscribe([topic_name(settings, Topic.COMMANDS)])
@@ -218,11 +222,29 @@ class _Translated:
             raise LinkError(_words(error)) from error
 
 
-def _options(settings: KafkaSettings) -> dict[str, Any]:
-    """Give what all clients are opened with.
+def _knock(settings: KafkaSettings) -> None:
+    """See whether any broker takes a connection: where none does, the library would leave its sockets behind at each try.
 
-    Errors: OSError if the password can't be read.
+    Errors: OSError.
     """
+    failure: OSError | None = None
+    for broker in settings.bootstrap_servers:
+        host, _, port = broker.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+        except OSError as error:
+            failure = OSError(f"{broker}: {error.strerror or error}")
+        else:
+            return
+    raise failure or OSError("no broker is configured")
+
+
+def _options(settings: KafkaSettings) -> dict[str, Any]:
+    """Give what all clients are opened with, once a broker is there.
+
+    Errors: OSError if none is, or the password can't be read.
+    """
+    _knock(settings)
     options: dict[str, Any] = {
         "bootstrap_servers": list(settings.bootstrap_servers),
         "client_id": "node-manager",

@@ -21,21 +21,26 @@ from starlette.concurrency import run_in_threadpool
 from node_manager import __version__, accounts, recovery_steps
 from node_manager.access import AuditLog, Tokens
 from node_manager.advice import Optimiser
-from node_manager.api import allocations, deployments, lost, system, watching
+from node_manager.api import allocations, deployments, events, lost, system, watching
 from node_manager.api import jobs as jobs_api
+from node_manager.api import metrics as metrics_api
 from node_manager.api import recoveries as recoveries_api
 from node_manager.api.errors import Problem, add_handlers
 from node_manager.api.fragments import NodeFragments
 from node_manager.api.gate import Gate
 from node_manager.api.nodes import make_router
 from node_manager.api.schemas_deployment import SelectionBatch
+from node_manager.commands import Commands
 from node_manager.deployments import DeploymentPlacer
+from node_manager.event_hub import EventHub
 from node_manager.fault_handler import FaultHandler
 from node_manager.ghosts import Ghosts
 from node_manager.guard_keeper import GuardKeeper
 from node_manager.jobs import JobQueue
+from node_manager.kafka_handler import KafkaHandler
 from node_manager.lost_nodes import LostNodes
 from node_manager.maintenance import Maintenance
+from node_manager.metrics import Metrics
 from node_manager.node_registry import Clock, NodeRegistry, utc_now
 from node_manager.observations import ObservationLog
 from node_manager.parts import Parts
@@ -51,6 +56,7 @@ from node_manager.scheduler import Scheduler
 from node_manager.selection_request import SelectionRequest
 from node_manager.settings import Settings, SettingsError, load_settings
 from node_manager.store import Store, open_store
+from node_manager.tracing import Tracing
 from node_manager.traffic import Traffic
 
 DESCRIPTION = """
@@ -79,19 +85,21 @@ def create_app(
     store = store or connect(settings)
     tokens = Tokens(store, settings.configuration.auth.cache_seconds, clock)
     instance_id = f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    queue = JobQueue(store, settings, clock, instance_id, runner=runner)
+    metrics = Metrics(store, settings, clock)
+    queue = JobQueue(store, settings, clock, instance_id, runner=runner, timings=metrics.timings)
     registry = NodeRegistry(store, settings, clock)
     audit = AuditLog(store)
-    allocator = ResourceAllocator(store, settings, clock)
-    placer = DeploymentPlacer(store, settings, allocator, clock)
-    observations = ObservationLog(store, settings, clock)
+    allocator = ResourceAllocator(store, settings, clock, metrics.timings)
+    placer = DeploymentPlacer(store, settings, allocator, clock, metrics.timings)
+    observations = ObservationLog(store, settings, clock, metrics.timings)
     recorder = Recorder(observations)
-    monitor = ResourceMonitor(store, settings, recorder, clock)
+    monitor = ResourceMonitor(store, settings, recorder, clock, metrics.timings)
     recoveries = Recoveries(store, settings, clock)
     guard = GuardKeeper(store, settings, queue, clock)
     faults = FaultHandler(store, settings, recoveries, queue, guard, clock)
     replacements = Replacements(store, settings, placer, clock)
     maintenance = Maintenance(store, settings, replacements, queue, clock)
+    commands = Commands(store, registry, maintenance, placer, queue, clock, metrics.timings)
     scheduler = Scheduler(
         store,
         settings,
@@ -106,9 +114,11 @@ def create_app(
             LostNodes(store, settings, replacements, clock).round,
             Ghosts(store, settings, clock).round,
         ],
-        hourly_chores=[placer.prune, recoveries.prune, guard.prune],
+        hourly_chores=[placer.prune, recoveries.prune, guard.prune, commands.prune],
         is_in_hand=monitor.has_in_hand,
     )
+    kafka = KafkaHandler(store, settings, registry, commands, scheduler.leads, clock, metrics.timings)
+    observations.on_samples = kafka.offer_samples
     parts = Parts(
         settings=settings,
         store=store,
@@ -118,7 +128,7 @@ def create_app(
         allocator=allocator,
         quotas=Quotas(store, settings, clock),
         placer=placer,
-        placements=PlacementQueue(placer),
+        placements=PlacementQueue(placer, metrics.timings),
         traffic=Traffic(store, settings, placer, clock),
         optimiser=Optimiser(store, settings, placer, clock),
         jobs=queue,
@@ -127,9 +137,14 @@ def create_app(
         recoveries=recoveries,
         guard=guard,
         faults=faults,
+        kafka=kafka,
         tokens=tokens,
+        hub=EventHub(store, settings.configuration.event_stream, settings.configuration.kafka.source, clock),
+        metrics=metrics.watching(monitor, recorder),
         clock=clock,
     )
+
+    tracing = Tracing(settings.configuration.tracing)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -143,13 +158,20 @@ def create_app(
         await run_in_threadpool(scheduler.start)
         recorder.start()
         await run_in_threadpool(monitor.start, scheduler.leads)
+        await run_in_threadpool(kafka.start)
         yield
-        await run_in_threadpool(monitor.stop)
-        await run_in_threadpool(recorder.stop)
-        await run_in_threadpool(scheduler.stop)
-        await run_in_threadpool(queue.stop)
-        await run_in_threadpool(parts.placements.stop)
-        await run_in_threadpool(audit.stop)
+        for stop in (
+            parts.hub.stop,
+            kafka.stop,
+            monitor.stop,
+            recorder.stop,
+            scheduler.stop,
+            queue.stop,
+            parts.placements.stop,
+            audit.stop,
+            tracing.stop,
+        ):
+            await run_in_threadpool(stop)
 
     # Its documentation page brings its own scripts: managers run where there is no internet.
     app = FastAPIOffline(
@@ -158,6 +180,7 @@ def create_app(
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
+        telemetry=tracing.telemetry,
         license_info={"name": "GPL-3.0-or-later", "identifier": "GPL-3.0-or-later"},
     )
     app.state.parts = parts
@@ -170,6 +193,8 @@ def create_app(
         jobs_api.router,
         recoveries_api.router,
         lost.router,
+        events.router,
+        metrics_api.router,
         system.router,
     ):
         app.include_router(router)

@@ -136,9 +136,8 @@ class NodeRegistry:
                 declared_admin = declaration.admin or Admin.ACTIVE
                 node_admin.follow(connection, declaration.node_id, Admin.ACTIVE, declared_admin, "declared", now)
                 self._fit_account(connection, declaration.node_id)
-                events.emit(
-                    connection, events.EventType.NODE_REGISTERED, declaration.node_id, now, _event_data(values, 1)
-                )
+                told = _event_data(values, declared_admin, 1)
+                events.emit(connection, events.EventType.NODE_REGISTERED, declaration.node_id, now, told)
                 if also is not None:
                     also(connection)
                 return _select_known(connection, declaration.node_id), True
@@ -171,7 +170,8 @@ class NodeRegistry:
                 host_keys.forget(connection, node_id)
                 host_keys.pin(connection, node_id, change.host_keys, host_keys.GIVEN, now)
             self._fit_account(connection, node_id)
-            events.emit(connection, events.EventType.NODE_UPDATED, node_id, now, _event_data(values, generation))
+            told = _event_data(values, change.admin or node.admin, generation)
+            events.emit(connection, events.EventType.NODE_UPDATED, node_id, now, told)
             if change.admin is not None and change.admin is not node.admin:
                 node_admin.follow(connection, node_id, node.admin, change.admin, "declared", now)
                 if change.admin is Admin.ACTIVE:
@@ -472,5 +472,6 @@ def _write_labels(connection: sa.Connection, node_id: str, labels: dict[str, str
         )
 
 
-def _event_data(values: dict[str, Any], generation: int) -> dict[str, Any]:
-    return {"node": {key: value for key, value in values.items() if key != "connection"}, "generation": generation}
+def _event_data(values: dict[str, Any], admin: Admin, generation: int) -> dict[str, Any]:
+    told = {key: value for key, value in values.items() if key != "connection"}
+    return {"node": {**told, "admin": admin.value}, "generation": generation}

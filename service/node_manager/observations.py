@@ -7,7 +7,8 @@ Never writes what was declared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -39,9 +40,13 @@ from node_manager.settings import Settings
 from node_manager.shapes import Contact, Facts, Report, Sample, Verdict
 from node_manager.store import Store
 from node_manager.store.documents import JsonText
+from node_manager.timings import NO_TIMINGS, Timings
 from node_manager.workloads import workloads_of
 
 # A controller whose clock runs ahead must not keep later observations out.
+# A node, when and by whom it was looked at, and what was seen.
+SampleTold = tuple[str, datetime, str, Sample]
+
 _FUTURE_TOLERANCE = timedelta(seconds=5)
 _SOURCE_CHARACTERS = 64
 # Only Ansible tells of a silence by a contact, and looks once in an interval: three that are missed, and time to start anew.
@@ -103,7 +108,7 @@ class _Batch:
     may_pin: bool
     now: datetime
     events: list[NewEvent] = field(default_factory=list)
-    history: list[tuple[str, datetime, Sample]] = field(default_factory=list)
+    samples: list[SampleTold] = field(default_factory=list)
     facts: dict[str, Facts] = field(default_factory=dict)
     # The first keys that a node showed in the batch, and when.
     keys: dict[str, tuple[list[str], datetime]] = field(default_factory=dict)
@@ -112,10 +117,13 @@ class _Batch:
 class ObservationLog:
     """The door to the store for what is seen."""
 
-    def __init__(self, store: Store, settings: Settings, clock: Clock = utc_now) -> None:
+    def __init__(self, store: Store, settings: Settings, clock: Clock = utc_now, timings: Timings = NO_TIMINGS) -> None:
+        self._timings = timings
         self._store = store
         self._settings = settings
         self._clock = clock
+        # Told of samples once they are in the store; must not wait.
+        self.on_samples: Callable[[Sequence[SampleTold]], object] | None = None
         self._limits = settings.configuration.health
         self._silence = timedelta(
             seconds=max(
@@ -137,12 +145,14 @@ class ObservationLog:
             Verdicts are taken only *from_manager*.
         Errors: StoreUnavailableError; then nothing of the batch was taken.
         """
+        began = time.perf_counter()
         outcome = Outcome()
         now = self._clock()
         parsed = sorted(
             self._parse(batch, now, outcome, from_manager=from_manager), key=lambda item: (item.at, item.index)
         )
         if not parsed:
+            self._timings.count_observations(0, 0, len(outcome.rejected))
             return outcome
         pins = may_pin and self._settings.configuration.ssh.host_key_policy == "first_use"
         work = _Batch(pins, now)
@@ -170,8 +180,12 @@ class ObservationLog:
             self._write_facts(connection, work, works)
             emit_all(connection, work.events)
             changes.note(connection, [node_id for node_id, node in works.items() if node.changed])
-            add_to_history(connection, work.history)
+            add_to_history(connection, [(node_id, at, sample) for node_id, at, _, sample in work.samples])
+        if self.on_samples is not None:
+            self.on_samples(work.samples)
         outcome.rejected.sort(key=lambda rejection: rejection.index)
+        self._timings.observe_recording(time.perf_counter() - began)
+        self._timings.count_observations(outcome.recorded, outcome.late, len(outcome.rejected))
         return outcome
 
     def _parse(
@@ -213,7 +227,7 @@ class ObservationLog:
         if isinstance(item.content, Facts):
             self._take_facts(batch, node, item, item.content)
         if isinstance(item.content, Sample):
-            batch.history.append((item.node_id, item.at, item.content))
+            batch.samples.append((item.node_id, item.at, item.source, item.content))
             cpu = item.content.cpu
             node.pressure = after_sample(
                 node.pressure,

@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import structlog
 
 from node_manager import outbox
-from node_manager.cloud_events import CONTENT_TYPE, attributes, data_schema
+from node_manager.cloud_events import CONTENT_TYPE, SPEC_VERSION, attributes, data_schema
+from node_manager.event_contracts import RESOURCES_SAMPLED, STATE_SNAPSHOT
 from node_manager.ids import ordered_ids
 from node_manager.kafka_link import LinkError, Message, Topic, topic_name
 from node_manager.node_registry import Clock
@@ -33,9 +34,6 @@ from node_manager.timings import NO_TIMINGS, Timings
 from node_manager.views import render_time
 
 BATCH = 500
-
-STATE_TYPE = "node.state.snapshot"
-RESOURCES_TYPE = "node.resources.sampled"
 
 _IDLE_SECONDS = 0.1
 _LEAD_SECONDS = 1.0
@@ -286,17 +284,17 @@ class OutboxRelay:
         return self._message(event.topic, found, event.data)
 
     def _of_snapshot(self, snapshot: Snapshot) -> Message:
-        found = self._attributes(STATE_TYPE, snapshot.node_id, self._clock())
+        found = self._attributes(STATE_SNAPSHOT, snapshot.node_id, self._clock())
         message = self._message(Topic.STATE, found, None)
         return message._replace(value=snapshot.document)
 
     def _of_sample(self, node_id: str, at: datetime, source: str, sample: Sample) -> Message:
         data = {"observed_at": render_time(at), "source": source, **asdict(summarise(sample))}
-        return self._message(Topic.RESOURCES, self._attributes(RESOURCES_TYPE, node_id, at), data)
+        return self._message(Topic.RESOURCES, self._attributes(RESOURCES_SAMPLED, node_id, at), data)
 
     def _attributes(self, event_type: str, node_id: str, at: datetime) -> dict[str, str]:
         return {
-            "specversion": "1.0",
+            "specversion": SPEC_VERSION,
             "id": next(iter(ordered_ids(1))),
             "source": self._settings.source,
             "type": event_type,

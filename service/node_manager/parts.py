@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from node_manager.access import Tokens
 from node_manager.advice import Optimiser
 from node_manager.deployments import DeploymentPlacer
+from node_manager.event_hub import EventHub
 from node_manager.fault_handler import FaultHandler
 from node_manager.guard_keeper import GuardKeeper
 from node_manager.jobs import JobQueue
+from node_manager.kafka_handler import KafkaHandler
 from node_manager.maintenance import Maintenance
+from node_manager.metrics import Metrics
 from node_manager.node_registry import Clock, NodeRegistry
 from node_manager.observations import ObservationLog
 from node_manager.placement_queue import PlacementQueue
@@ -46,5 +49,8 @@ class Parts:
     recoveries: Recoveries
     guard: GuardKeeper
     faults: FaultHandler
+    kafka: KafkaHandler
     tokens: Tokens
+    hub: EventHub
+    metrics: Metrics
     clock: Clock

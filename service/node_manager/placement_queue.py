@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -10,6 +11,7 @@ from node_manager.coalescer import Coalescer, CoalescerFullError
 from node_manager.deployments import DeploymentPlacer, Placed
 from node_manager.problems import PlacementQueueFullError, ProblemError
 from node_manager.selection_request import SelectionRequest
+from node_manager.timings import NO_TIMINGS, Timings
 
 # So many deployments share a transaction at most: enough to make the disk's part small, few enough to answer soon.
 _MAX_SHARED = 128
@@ -20,8 +22,9 @@ Outcomes = list[Placed | ProblemError]
 class PlacementQueue:
     """The way to the placer for many callers at once."""
 
-    def __init__(self, placer: DeploymentPlacer) -> None:
+    def __init__(self, placer: DeploymentPlacer, timings: Timings = NO_TIMINGS) -> None:
         self._placer = placer
+        self._timings = timings
         self._coalescer: Coalescer[Sequence[SelectionRequest], Outcomes] = Coalescer(
             "placement", self._place, _MAX_SHARED, len
         )
@@ -39,10 +42,13 @@ class PlacementQueue:
 
         Errors: PlacementQueueFullError.
         """
+        began = time.perf_counter()
         try:
-            return self._coalescer.submit(requests)
+            future = self._coalescer.submit(requests)
         except CoalescerFullError as error:
             raise PlacementQueueFullError(f"{error}; repeat the request after the time in Retry-After") from None
+        future.add_done_callback(lambda _: self._timings.observe_placement(time.perf_counter() - began))
+        return future
 
     def _place(self, together: Sequence[Sequence[SelectionRequest]]) -> list[Outcomes]:
         outcomes = iter(self._placer.place([request for requests in together for request in requests]))

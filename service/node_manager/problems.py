@@ -185,3 +185,10 @@ class PlacementQueueFullError(ProblemError):
 
     status = 503
     code = "placement_queue_full"
+
+
+class TooManyReadersError(ProblemError):
+    """As many follow the events already as may."""
+
+    status = 503
+    code = "too_many_readers"

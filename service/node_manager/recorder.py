@@ -58,6 +58,11 @@ class Recorder:
         if self._thread is not None:
             self._thread.join(_STOP_SECONDS)
 
+    @property
+    def waiting(self) -> int:
+        """Give how many observations wait."""
+        return len(self._waiting)
+
     def put(self, observation: Observation, recorded: Future[bool] | None = None, *, soon: bool = True) -> None:
         """Hand in what was seen; *recorded* becomes true once it is in the store, false if it is given up.
 

@@ -6,6 +6,7 @@ Idempotent by allocation_id. Choosing nodes is the selector's business; the sums
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -40,6 +41,7 @@ from node_manager.problems import (
 from node_manager.resources import COMMON, WHOLE_MILLI, Ask, shown
 from node_manager.settings import Settings
 from node_manager.store import Store, StoreUnavailableError, tables
+from node_manager.timings import NO_TIMINGS, Timings
 
 _ATTEMPTS = 5
 # In one transaction, which holds the accounts of all of them.
@@ -69,7 +71,8 @@ class AllocationFilter:
 class ResourceAllocator:
     """The allocations of one store."""
 
-    def __init__(self, store: Store, settings: Settings, clock: Clock = utc_now) -> None:
+    def __init__(self, store: Store, settings: Settings, clock: Clock = utc_now, timings: Timings = NO_TIMINGS) -> None:
+        self._timings = timings
         self._store = store
         self._settings = settings
         self._clock = clock
@@ -81,16 +84,11 @@ class ResourceAllocator:
             InsufficientResourcesError; QuotaExceededError; AllocationMismatchError if the id is taken for something else;
             InvalidInputError on a resource class that no node has.
         """
-        check_ttl(wanted.ttl_seconds, self._settings)
-        self.expire()
-        for attempt in range(_ATTEMPTS):
-            try:
-                return self._allocate(node_id, wanted)
-            except (StaleAccountError, IntegrityError) as error:
-                # Another writer was faster; what it wrote is judged now.
-                if attempt == _ATTEMPTS - 1:
-                    raise StoreUnavailableError(f"the account of {node_id} changes too often") from error
-        raise AssertionError("unreachable")
+        began = time.perf_counter()
+        try:
+            return self._allocate_at_last(node_id, wanted)
+        finally:
+            self._timings.observe_allocation(time.perf_counter() - began)
 
     def deallocate(self, node_id: str, allocation_id: str, reason: str = "deallocated") -> bool:
         """Release an allocation; False if there is none (any more): a repeated call does no harm.
@@ -204,6 +202,18 @@ class ResourceAllocator:
         pressed = is_pressed(row.pressed_at, self._clock(), self._settings.configuration.allocation)
         found = account(row.capacity, row.units, node_type, row.allocated, row.used_units, pressed=pressed)
         return replace(found, epoch=row.epoch), allocations
+
+    def _allocate_at_last(self, node_id: str, wanted: AllocationRequest) -> tuple[Allocation, bool]:
+        check_ttl(wanted.ttl_seconds, self._settings)
+        self.expire()
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._allocate(node_id, wanted)
+            except (StaleAccountError, IntegrityError) as error:
+                # Another writer was faster; what it wrote is judged now.
+                if attempt == _ATTEMPTS - 1:
+                    raise StoreUnavailableError(f"the account of {node_id} changes too often") from error
+        raise AssertionError("unreachable")
 
     def _allocate(self, node_id: str, wanted: AllocationRequest) -> tuple[Allocation, bool]:
         now, table = self._clock(), tables.allocations

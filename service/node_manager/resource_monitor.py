@@ -23,6 +23,7 @@ from node_manager.node_registry import Clock
 from node_manager.recorder import Recorder
 from node_manager.settings import Settings
 from node_manager.store import Store, StoreUnavailableError
+from node_manager.timings import NO_TIMINGS, Timings
 
 try:
     import uvloop
@@ -40,11 +41,14 @@ _NOBODY: frozenset[str] = frozenset()
 class ResourceMonitor:
     """The streams of this manager, while it leads."""
 
-    def __init__(self, store: Store, settings: Settings, recorder: Recorder, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, recorder: Recorder, clock: Clock, timings: Timings = NO_TIMINGS
+    ) -> None:
         self._store = store
         self._settings = settings
         self._recorder = recorder
         self._clock = clock
+        self._timings = timings
         self._leads: Callable[[], bool] = _never
         self._log = structlog.get_logger()
         self._thread: threading.Thread | None = None
@@ -105,6 +109,13 @@ class ResourceMonitor:
                     return None
         return waiter
 
+    def streams(self) -> tuple[bool, Counter[str], int]:
+        """Tell whether this manager watches, count the nodes by how they are watched, and the streams that are open."""
+        watch = self._watch
+        states = watch.states() if watch is not None else []
+        opened = sum(watch.has_stream(node_id) for node_id, _, _ in states) if watch is not None else 0
+        return watch is not None, Counter(state for _, state, _ in states), opened
+
     def overview(self) -> dict[str, Any]:
         """Tell how many nodes are watched how, which ones are left to Ansible and why, and what went wrong with us.
 
@@ -149,6 +160,7 @@ class ResourceMonitor:
         """Watch until another manager leads, or this one stops."""
         assert self._stopping is not None
         watch = self._watch = FleetWatch(self._store, self._settings, self._recorder, self._clock)
+        watch.on_fault = self._timings.count_stream_fault
         try:
             while self._leads() and not self._stopping.is_set():
                 try:

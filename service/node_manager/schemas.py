@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Write what the models know about the configuration: two JSON Schemas, and its reference for people.
+"""Write what the models know about the configuration: two JSON Schemas, and its reference for people; with those of the events.
 
 `python -m node_manager.schemas` writes them into the checkout, `--check` only tells which are out of date. Reads the
 models and nothing else.
@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from node_manager import event_documents
 from node_manager.node_types import NodeTypes
 from node_manager.settings import ENVIRONMENT_PREFIX, Configuration
 
@@ -52,12 +53,13 @@ def main(arguments: list[str]) -> int:
     if not (_CHECKOUT / "galaxy.yml").exists():
         sys.stderr.write(f"{_CHECKOUT} is no checkout of Node Manager: the documents belong into one\n")
         return 2
-    outdated = [name for name, text in documents().items() if _read(_CHECKOUT / name) != text]
-    for name in outdated:
+    outdated = {name: text for name, text in documents().items() if _read(_CHECKOUT / name) != text}
+    for name, text in outdated.items():
         if arguments:
             sys.stderr.write(f"{name} is out of date; make schemas writes it\n")
         else:
-            (_CHECKOUT / name).write_text(documents()[name], "utf-8")
+            (_CHECKOUT / name).parent.mkdir(parents=True, exist_ok=True)
+            (_CHECKOUT / name).write_text(text, "utf-8")
     return 1 if arguments and outdated else 0
 
 
@@ -67,6 +69,7 @@ def documents() -> dict[str, str]:
         "config.schema.json": _as_json(schema_of(Configuration)),
         "node_types.schema.json": _as_json(schema_of(NodeTypes)),
         "docs/configuration.md": _reference(),
+        **event_documents.documents(),
     }
 
 

@@ -6,6 +6,7 @@ Rendering only: plain data in, rich objects out.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from node_manager.views import render_time
 
 # A pipe or a file has no width; lines must not be cut for it.
 _FILE_WIDTH = 400
+_MAX_DATA = 200
 _HEALTH_STYLES = {
     "healthy": "green",
     "degraded": "yellow",
@@ -118,3 +120,12 @@ def start_screen(
 
 def _percent(value: float | None) -> str:
     return "not known" if value is None else f"{value:.1f} %"
+
+
+def event_line(event: Mapping[str, Any]) -> str:
+    """Show a CloudEvent in one line."""
+    # As JSON, which holds no control characters: what is in an event may come from a node.
+    data = json.dumps(event["data"])
+    subject = json.dumps(event["subject"])[1:-1]
+    shortened = data if len(data) <= _MAX_DATA else f"{data[:_MAX_DATA]} ..."
+    return f"{event['time']}  {event['sequence']:>8}  {event['type']:<32}  {subject:<24}  {shortened}"

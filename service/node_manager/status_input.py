@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from node_manager.domain import Admin
 
@@ -17,6 +17,13 @@ def text_only(value: Any) -> Any:
     """Refuse numbers, which pydantic would read as seconds since 1970."""
     if not isinstance(value, str):
         raise ValueError("expected a time as in RFC 3339, such as 2026-11-22T18:00:00Z")
+    return value
+
+
+def storable(value: str) -> str:
+    """Refuse what PostgreSQL has no text for."""
+    if "\x00" in value:
+        raise ValueError("expected text without NUL")
     return value
 
 
@@ -44,7 +51,9 @@ class StatusIn(BaseModel):
     deadline_seconds: Annotated[float, Field(strict=True, gt=0, le=MAX_DEADLINE_SECONDS)] | None = Field(
         None, description="End the drain after this time, whatever is still there; left out: wait", examples=[3600]
     )
-    reason: str = Field("", max_length=255, description="Why, for the record", examples=["new disk"])
+    reason: Annotated[str, AfterValidator(storable)] = Field(
+        "", max_length=255, description="Why, for the record", examples=["new disk"]
+    )
     until: Annotated[AwareDatetime, BeforeValidator(text_only)] | None = Field(
         None, description="From then on the node leaves maintenance by itself, once its check passes"
     )

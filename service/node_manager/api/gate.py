@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+import time
 import uuid
 
 import structlog
@@ -24,6 +25,10 @@ from node_manager.store import StoreUnavailableError
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Asked every few seconds, by those who look whether the manager lives.
+_UNLOGGED = frozenset({"/healthz", "/readyz", "/metrics"})
+_ROUTINE = frozenset({"/observations"})
+_MAX_PATH = 200
 _log = structlog.get_logger()
 
 
@@ -47,8 +52,13 @@ class Gate:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"{self._run}-{next(self._numbers)}"
 
+        began = time.monotonic()
+        status = 0
+
         async def send_with_id(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
                 if scope["method"] not in _READING:
                     # Before the caller hears of it, so that no answered write is missing from the audit.
@@ -57,11 +67,35 @@ class Gate:
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             length = headers.get("content-length", "")
-            if length.isdecimal() and int(length) > self._max_body_bytes:
-                response = problem_response(413, "body_too_large", self._too_large())
-                await response(scope, receive, send_with_id)
-            else:
-                await self._app(scope, self._limited(receive), send_with_id)
+            try:
+                if length.isdecimal() and int(length) > self._max_body_bytes:
+                    response = problem_response(413, "body_too_large", self._too_large())
+                    await response(scope, receive, send_with_id)
+                else:
+                    await self._app(scope, self._limited(receive), send_with_id)
+            finally:
+                self._log_request(scope, status, time.monotonic() - began)
+
+    def _log_request(self, scope: Scope, status: int, seconds: float) -> None:
+        method, path = scope["method"], scope["path"]
+        if status < 400:
+            if path in _UNLOGGED:
+                return
+            # What only reads, and what agents send all the time, would hide what changes something.
+            tell = _log.debug if method in _READING or path in _ROUTINE else _log.info
+        else:
+            tell = _log.error if status >= 500 else _log.warning if status in {401, 403} else _log.info
+        identity: Identity | None = scope.get("identity")
+        client = scope.get("client")
+        tell(
+            "request",
+            method=method,
+            path=path[:_MAX_PATH],
+            status=status,
+            duration_seconds=round(seconds, 4),
+            actor=identity.name if identity is not None else None,
+            client=client[0] if client else None,
+        )
 
     def _limited(self, receive: Receive) -> Receive:
         left = self._max_body_bytes
@@ -83,8 +117,7 @@ class Gate:
     async def _audit(self, scope: Scope, status: int, request_id: str) -> None:
         identity: Identity | None = scope.get("identity")
         if identity is None:
-            # Nobody that we know: the log takes it, so that strangers can't fill the audit.
-            _log.warning("refused", method=scope["method"], path=scope["path"][:200], status=status)
+            # Nobody that we know: that stands in the log, so that strangers can't fill the audit.
             return
         action = f"{scope['method']} {scope['path']}"
         entry = AuditEntry(self._clock(), identity.name, identity.role, action, status, request_id)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BeforeValidator, Field
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
 from node_manager.api.schemas import HealthOut, Input, Output
 from node_manager.domain import GuardState, RecoveryState, StepState
 from node_manager.node_types import StepName
 from node_manager.recoveries import MAX_STEPS
-from node_manager.status_input import text_only
+from node_manager.status_input import storable, text_only
 
 PAUSE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -26,7 +26,7 @@ class RecoverIn(Input):
         description="The steps to try, in this order; left out: what the ladders have for what is wrong",
         examples=[["restart_service"]],
     )
-    reason: str = Field("", max_length=255, description="Why, for the record")
+    reason: Annotated[str, AfterValidator(storable)] = Field("", max_length=255, description="Why, for the record")
     driver: Literal["manager", "playbook"] = Field(
         "manager", description="playbook: the caller's own run of recover.yml climbs, and reports each step"
     )
@@ -96,7 +96,9 @@ class MessageIn(Input):
 class PauseIn(Input):
     """A pause of automatic repair."""
 
-    reason: str = Field(min_length=1, max_length=255, description="Why, for those who find repairs paused")
+    reason: Annotated[str, AfterValidator(storable)] = Field(
+        min_length=1, max_length=255, description="Why, for those who find repairs paused"
+    )
     zone: str | None = Field(None, max_length=253, description="Only in this zone; left out: everywhere")
     until: Annotated[AwareDatetime | None, BeforeValidator(lambda value: value and text_only(value))] = Field(
         None, description="When it ends by itself; left out: when it is deleted"

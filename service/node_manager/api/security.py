@@ -12,20 +12,24 @@ from starlette.concurrency import run_in_threadpool
 
 from node_manager.access import Identity, Tokens
 from node_manager.domain import Role
+from node_manager.store import StoreUnavailableError
 
 _bearer = HTTPBearer(auto_error=False, description="A token made by `nodectl token create`")
 _ANYBODY = Identity("", "anybody (auth.enabled is false)", Role.ADMIN)
 _MAX_TOKEN_CHARACTERS = 256
 
 
-def require(*roles: Role) -> Callable[..., Awaitable[Identity]]:
-    """Give a dependency that lets in the bearers of *roles*; admins are always let in."""
+def require(*roles: Role, without_store: bool = False) -> Callable[..., Awaitable[Identity]]:
+    """Give a dependency that lets in the bearers of *roles*; admins are always let in.
+
+    Shapes: *without_store* lets in those of the last hour also while the store can't say whether they still are.
+    """
     allowed = {*roles, Role.ADMIN}
 
     async def let_in(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
     ) -> Identity:
-        identity = await _identify(request, credentials)
+        identity = await _identify(request, credentials, without_store=without_store)
         request.scope["identity"] = identity
         if identity.role not in allowed:
             needed = " or ".join(sorted(role.value for role in allowed))
@@ -35,15 +39,22 @@ def require(*roles: Role) -> Callable[..., Awaitable[Identity]]:
     return let_in
 
 
-async def _identify(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Identity:
+async def _identify(
+    request: Request, credentials: HTTPAuthorizationCredentials | None, *, without_store: bool
+) -> Identity:
     if not request.app.state.parts.settings.configuration.auth.enabled:
         return _ANYBODY
     tokens: Tokens = request.app.state.parts.tokens
     if credentials is None or len(credentials.credentials) > _MAX_TOKEN_CHARACTERS:
         raise _unauthenticated("send a token: 'Authorization: Bearer nm_...'; nodectl token create makes one")
-    identity = tokens.cached(credentials.credentials) or await run_in_threadpool(
-        tokens.authenticate, credentials.credentials
-    )
+    identity = tokens.cached(credentials.credentials)
+    if identity is None:
+        try:
+            identity = await run_in_threadpool(tokens.authenticate, credentials.credentials)
+        except StoreUnavailableError:
+            identity = tokens.remembered(credentials.credentials) if without_store else None
+            if identity is None:
+                raise
     if identity is None:
         raise _unauthenticated("the token is unknown or revoked; nodectl token create makes a new one")
     return identity
@@ -54,5 +65,6 @@ def _unauthenticated(detail: str) -> HTTPException:
 
 
 Viewer = Annotated[Identity, Depends(require(Role.VIEWER, Role.OPERATOR))]
+Scraper = Annotated[Identity, Depends(require(Role.VIEWER, Role.OPERATOR, without_store=True))]
 Operator = Annotated[Identity, Depends(require(Role.OPERATOR))]
 Observer = Annotated[Identity, Depends(require(Role.AGENT, Role.OPERATOR))]

@@ -12,6 +12,7 @@ import threading
 import uvicorn
 from node_manager.access import Tokens
 from node_manager.domain import NodeResult
+from node_manager.logs import configure_logging
 from node_manager.main import connect, create_app
 from node_manager.playbook_process import NodeOutcome, RunEnd, RunRequest
 from node_manager.settings import load_settings
@@ -36,7 +37,8 @@ class AnsweringRunner:
 
 if __name__ == "__main__":
     settings = load_settings()
+    configure_logging(settings.configuration.logging)
     store = connect(settings)
     Tokens(store).ensure_admin(settings.home)
     app = create_app(settings, store, runner=AnsweringRunner("NODE_MANAGER_TEST_HOLD_JOBS" in os.environ))
-    uvicorn.run(app, host="127.0.0.1", port=settings.server.port, log_level="warning")
+    uvicorn.run(app, host="127.0.0.1", port=settings.server.port, log_config=None)

@@ -31,6 +31,9 @@ def test_every_answer_conforms_to_the_openapi_document(own_service: RunningServi
             f"{own_service.url}/openapi.json",
             "--header",
             f"Authorization: Bearer {own_service.token}",
+            # A stream has no end; test_events.py holds it to its description.
+            "--exclude-path",
+            "/events",
             "--max-examples",
             str(EXAMPLES_PER_OPERATION),
             "--checks",
