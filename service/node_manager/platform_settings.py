@@ -50,9 +50,14 @@ class KafkaSettings(Section):
         "node-manager", min_length=1, max_length=249, description="Consumer group that all managers of a store share"
     )
     resources_interval_seconds: float = Field(
-        60, ge=0, allow_inf_nan=False, description="Least time between two messages on a node's use of resources; 0: none"
+        60,
+        ge=0,
+        allow_inf_nan=False,
+        description="Least time between two messages on a node's use of resources; 0: none",
     )
-    alarm_pending_events: int = Field(10_000, ge=1, description="Events waiting for Kafka from which on the alarm is raised")
+    alarm_pending_events: int = Field(
+        10_000, ge=1, description="Events waiting for Kafka from which on the alarm is raised"
+    )
     max_pending_events: int = Field(
         1_000_000, ge=1000, description="Events that may wait for Kafka; beyond it the oldest are given up"
     )
@@ -64,7 +69,9 @@ class KafkaSettings(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> KafkaSettings:
-        if self.security_protocol.startswith("SASL") and (self.sasl_username is None or self.sasl_password_file is None):
+        if self.security_protocol.startswith("SASL") and (
+            self.sasl_username is None or self.sasl_password_file is None
+        ):
             raise ValueError("expected sasl_username and sasl_password_file with SASL")
         if self.alarm_pending_events > self.max_pending_events:
             raise ValueError("expected alarm_pending_events <= max_pending_events")

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The real service and a real Kafka: what arrives there, what is taken from there, and what trouble does to both."""
+"""The real service and a real Kafka: what arrives there, what is taken from there, and what trouble does to both.
+
+That is kafka_handler with all below it: outbox_relay and kafka_link, command_consumer and commands.
+"""
 
 from __future__ import annotations
 
