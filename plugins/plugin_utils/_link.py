@@ -303,8 +303,8 @@ class LocalLink:
     def set_status(self, node_id, body):
         """Say whether a node takes part, as PUT /nodes/{node_id}/status does; give the node."""
         with _local_errors():
-            from node_manager.api.schemas import StatusIn
             from node_manager.maintenance_requests import StatusRequest
+            from node_manager.status_input import StatusIn
 
             wanted = StatusRequest(**dict(StatusIn.model_validate(body)))
             self._maintenance().set_status(node_id, wanted, f"{SOURCE}:{_user()}")

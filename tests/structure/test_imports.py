@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -196,6 +198,21 @@ def test_module_is_tested(path: Path) -> None:
 
 
 # what must agree
+
+
+@pytest.mark.parametrize("path", [PLUGINS / "plugin_utils" / "_link.py"], ids=name_of)
+def test_what_plugins_import_late_is_there(path: Path) -> None:
+    found = [
+        (node.module, alias.name)
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("node_manager")
+        for alias in node.names
+    ]
+
+    assert found
+    for module, name in found:
+        loaded = importlib.import_module(module or "")
+        assert hasattr(loaded, name) or importlib.util.find_spec(f"{module}.{name}"), f"{module} has no {name}"
 
 
 def test_migrations_lead_to_the_tables(tmp_path: Path) -> None:
