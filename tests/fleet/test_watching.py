@@ -11,6 +11,7 @@ import os
 import resource
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -275,12 +276,15 @@ def test_manager_without_file_descriptors_blames_nobody(watching: Watching, flee
     limits = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
     taken = len(os.listdir(f"/proc/{process.pid}/fd"))
 
+    # One connection, asked all the while: were it closed for idleness, there would be no descriptor for the next.
+    watching.health(fleet.nodes[0])
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (taken - 4, limits[1]))
     try:
-        for node in fleet.nodes:
-            node.exec("sh", "-c", "pkill -x sshd; systemctl restart ssh")
-        # Asked all the while: a connection that is closed can't be opened anew.
-        shown = [watching.health(node) for _ in range(25) for node in fleet.nodes if time.sleep(0.33) is None]
+        with ThreadPoolExecutor() as pool:
+            restarts = [pool.submit(node.exec, "sh", "-c", "pkill -x sshd; systemctl restart ssh") for node in fleet.nodes]
+            shown = [watching.health(node) for _ in range(25) for node in fleet.nodes if time.sleep(0.33) is None]
+        for restart in restarts:
+            restart.result()
         faults = watching.api.get("/monitoring").json()["faults"]
     finally:
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, limits)
