@@ -281,7 +281,9 @@ def test_manager_without_file_descriptors_blames_nobody(watching: Watching, flee
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (taken - 4, limits[1]))
     try:
         with ThreadPoolExecutor() as pool:
-            restarts = [pool.submit(node.exec, "sh", "-c", "pkill -x sshd; systemctl restart ssh") for node in fleet.nodes]
+            restarts = [
+                pool.submit(node.exec, "sh", "-c", "pkill -x sshd; systemctl restart ssh") for node in fleet.nodes
+            ]
             shown = [watching.health(node) for _ in range(25) for node in fleet.nodes if time.sleep(0.33) is None]
         for restart in restarts:
             restart.result()
