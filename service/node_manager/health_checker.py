@@ -274,18 +274,18 @@ def without_future(state: NodeState, now: datetime, limits: HealthSettings) -> N
 
 def is_settled(state: NodeState) -> bool:
     """Tell whether one more good answer would change nothing but times."""
-    known = {condition.type for condition in state.conditions}
+    good = {condition.type for condition in state.conditions if condition.status}
+    path = state.condition(ConditionType.MANAGEMENT_PATH)
     return (
-        state.health is Health.HEALTHY
-        and state.health_cause == _WELL
-        and state.failures == 0
+        state.failures == 0
         and state.returning is None
         and state.probation_until is None
         and state.evidence is None
         and state.frozen_until is None
         and not state.suppressed
-        and known.issuperset((*_PATH, ConditionType.CHECKS_PASSING))
-        and all(condition.status for condition in state.conditions)
+        and good.issuperset(_PATH)
+        and (path is None or path.status)
+        and (state.health, state.health_cause) == _health_by_checks(state)
     )
 
 

@@ -16,7 +16,7 @@ from node_manager.health_checker import Condition, NodeState, Return, is_settled
 from node_manager.overcommit import Pressure
 from node_manager.store import tables
 from node_manager.store.bulk import BulkUpdate
-from node_manager.store.documents import read_json
+from node_manager.store.documents import read_json, write_json
 
 _STATE = (
     "health",
@@ -42,6 +42,9 @@ _PRESSURE = ("cpu_readings", "pressed_at")
 _TYPES = {condition.value: condition for condition in ConditionType}
 _HEALTH = {health.value: health for health in Health}
 _SEVERITIES = {severity.value: severity for severity in Severity}
+# No other text in a document has quotes that aren't escaped.
+_MARKS = {condition: f'"type":"{condition.value}"' for condition in ConditionType}
+_GOOD_MARKS = {condition: f'{mark},"status":true' for condition, mark in _MARKS.items()}
 _WHOLE = BulkUpdate(tables.node_states, (*_STATE, *_PRESSURE, "recognised_type", "revision"), ("node_id",))
 _TIMES = BulkUpdate(
     tables.node_states, ("last_contact_at", "last_attempt_at", *_PRESSURE, "readings", "revision"), ("node_id",)
@@ -95,6 +98,28 @@ def read_conditions(found: Iterable[dict[str, Any]]) -> tuple[Condition, ...]:
         )
         for raw in found
     )
+
+
+def is_known(told: ConditionType, conditions: str) -> bool:
+    """Tell whether anything of a type is said in conditions as they are stored, as text."""
+    return _MARKS[told] in conditions
+
+
+def is_said(condition: Condition, conditions: str) -> bool:
+    """Tell whether just that, at whatever time, is said in conditions as they are stored, as text.
+
+    A text that was written otherwise, with spaces put in, may say it all the same.
+    """
+    if condition.status:
+        # Nothing else is ever said of what is well.
+        return _GOOD_MARKS[condition.type] in conditions
+    told = write_json({"reason": condition.reason, "message": condition.message})[1:-1]
+    beginning = f'{_MARKS[condition.type]},"status":false,{told},"since":'
+    at = conditions.find(beginning)
+    if at < 0:
+        return False
+    severity = conditions.find(',"severity":', at + len(beginning))
+    return conditions.startswith(f',"severity":"{condition.severity.value}"}}', severity)
 
 
 def insert_state(connection: sa.Connection, node_id: str, state: NodeState) -> None:

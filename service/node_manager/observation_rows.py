@@ -14,12 +14,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from node_manager.domain import Admin, ConditionType, ObservationKind
+from node_manager.domain import Admin, ObservationKind
 from node_manager.health_checker import NodeState, without_future
 from node_manager.node_conditions import Judgement
 from node_manager.node_states import (
     StateUpdate,
     TimesUpdate,
+    is_known,
+    is_said,
     pressure_of_row,
     state_of_row,
     update_states,
@@ -36,8 +38,6 @@ _DOCUMENTS = {
     ObservationKind.SAMPLE: (tables.node_samples, "sample"),
     ObservationKind.REPORT: (tables.node_reports, "report"),
 }
-# No other text in a document has quotes that aren't escaped. Where spaces were put in, the conditions are read, no more.
-_MARKS = {condition: f'"type":"{condition.value}"' for condition in ConditionType}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +114,13 @@ class NodeWork:
         self.settled = False
 
     def stays_settled(self, seen: Judgement) -> bool:
-        """Tell whether a sample says of a settled node only what is stored of it: that all is well.
+        """Tell whether a sample says of a settled node only what is stored of it.
 
         The text of the conditions is searched and not read, which is most of what a quiet sample would cost.
         """
         text = self.row.conditions
-        return all(found.status and _MARKS[found.type] in text for found in seen.conditions) and not any(
-            _MARKS[told] in text for told in seen.unknown
+        return all(is_said(found, text) for found in seen.conditions) and not any(
+            is_known(told, text) for told in seen.unknown
         )
 
     def whole_update(self) -> StateUpdate:

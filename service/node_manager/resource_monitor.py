@@ -104,6 +104,7 @@ class ResourceMonitor:
                 waiter.add_done_callback(lambda _: self._fetching.pop((node_id, kind), None))
                 try:
                     loop.call_soon_threadsafe(watch.ask, node_id, kind, waiter)
+                    watch.hurry()
                 except RuntimeError:  # it has ended meanwhile
                     waiter.cancel()
                     return None

@@ -20,6 +20,8 @@ from typing import Any, Protocol, TypeVar
 
 import asyncssh
 
+# Beside its name for what it does when it is loaded.
+from node_manager import ssh_cipher  # noqa: F401
 from node_manager.domain import ContactReason
 from node_manager.ssh_targets import StreamError, Target, UnsuitedError, error_of_way, own_shortage
 from node_manager.stream_lines import FLOOD_SECONDS, Allowance

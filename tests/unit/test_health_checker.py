@@ -461,10 +461,12 @@ def test_without_future_lets_nothing_wait_for_the_clock(healthy: NodeState) -> N
 
 def test_is_settled_only_where_an_answer_changes_nothing_but_times(healthy: NodeState, unreachable: NodeState) -> None:
     assert is_settled(healthy)
+    # A standing warning, too, is said again and again.
+    assert is_settled(report(healthy, START + seconds(1), ("warning", "failed")))
+    assert is_settled(succeed(new_state(START), START))
+    assert not is_settled(new_state(START))
     assert not is_settled(fail(healthy, START + seconds(1)))
-    assert not is_settled(report(healthy, START + seconds(1), ("warning", "failed")))
     assert not is_settled(come_back(unreachable, START + seconds(60)))
-    assert not is_settled(succeed(new_state(START), START))
 
 
 # what is broken, and whose fault it is
