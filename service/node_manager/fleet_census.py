@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 import sqlalchemy as sa
 
 from node_manager.domain import Admin, Health
 from node_manager.guard_terms import Census
+from node_manager.node_states import has_critical
 from node_manager.recovery_guard import FLEET, scope_of
 from node_manager.store import tables
-from node_manager.store.documents import read_json
 
 # Whoever is out by an operator's word says nothing about failures.
 _OUT = (Admin.MAINTENANCE.value, Admin.OFFLINE.value)
@@ -36,7 +35,7 @@ def take(connection: sa.Connection) -> dict[str, Census]:
     # Whatever is in recovery is unwell, even if it answers again.
     for row in connection.execute(_SUSPECTED):
         lost = row.health == Health.UNREACHABLE.value
-        if row.node_id in repaired or row.health in _UNWELL or _has_critical(row.conditions):
+        if row.node_id in repaired or row.health in _UNWELL or has_critical(row.conditions):
             _add(unhealthy, row.zone)
         if lost:
             _add(unreachable, row.zone)
@@ -52,11 +51,6 @@ def take(connection: sa.Connection) -> dict[str, Census]:
 def _add(counts: Counter[str], zone: str | None, count: int = 1) -> None:
     counts[scope_of(zone)] += count
     counts[FLEET] += count
-
-
-def _has_critical(conditions: str | list[dict[str, Any]]) -> bool:
-    told: list[dict[str, Any]] = read_json(conditions) if isinstance(conditions, str) else conditions
-    return any(not condition["status"] and condition["severity"] == "critical" for condition in told)
 
 
 def _zones_of(connection: sa.Connection, node_ids: Iterable[str]) -> list[str | None]:

@@ -110,9 +110,17 @@ class Judgement(NamedTuple):
     """What follows from one sample."""
 
     memory: Mapping[str, Any]
-    conditions: list[Condition]
+    # What is well, most of the time all; what isn't.
+    good: list[ConditionType]
+    bad: list[Condition]
     # What nothing can be said about any more: a stored condition of these types is to be dropped.
     unknown: tuple[ConditionType, ...]
+    at: datetime
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """Give all that the sample says."""
+        return [*(_good(told, self.at) for told in self.good), *self.bad]
 
 
 @dataclass(frozen=True)
@@ -160,10 +168,11 @@ def fold(memory: Mapping[str, Any], sample: Sample, limits: ConditionLimits, at:
     known = memory if memory.get("version") == VERSION else {}
     judging = _Judging(known, sample, limits, at)
     judging.judge()
-    if not judging.changes and known is memory:
-        return Judgement(memory, judging.conditions, judging.unknown)
-    after = {**known, **judging.changes, "version": VERSION}
-    return Judgement({key: value for key, value in after.items() if value}, judging.conditions, judging.unknown)
+    after = memory
+    if judging.changes or known is not memory:
+        changed = {**known, **judging.changes, "version": VERSION}
+        after = {key: value for key, value in changed.items() if value}
+    return Judgement(after, judging.good, judging.bad, judging.unknown, at)
 
 
 def conditions_of_report(report: Report, at: datetime) -> list[Condition]:
@@ -187,7 +196,8 @@ class _Judging:
     """One sample on its way through the rules."""
 
     def __init__(self, known: Mapping[str, Any], sample: Sample, limits: ConditionLimits, at: datetime) -> None:
-        self.conditions: list[Condition] = []
+        self.good: list[ConditionType] = []
+        self.bad: list[Condition] = []
         self.changes: dict[str, Any] = {}
         self.unknown: tuple[ConditionType, ...] = limits.unjudged
         self._known = known
@@ -237,7 +247,7 @@ class _Judging:
             )
             self._say_bad(ConditionType.ROOT_WRITABLE, "RootReadOnly", message, Severity.CRITICAL)
         else:
-            self._say_good(ConditionType.ROOT_WRITABLE)
+            self.good.append(ConditionType.ROOT_WRITABLE)
 
     def _judge_readings(self) -> None:
         for name, value in readings_of(self._sample):
@@ -266,7 +276,7 @@ class _Judging:
         self._set_entries(name, after)
         level = max(map(thresholds.level_of, after.values()), default=0) if after else 0
         if not level:
-            self._say_good(rule.type)
+            self.good.append(rule.type)
             return
         edge = edges.edge(level)
         names = {key_of(subject): subject for subject, _ in readings}
@@ -288,7 +298,7 @@ class _Judging:
         self._set("trends", before, after)
         filling = disk_trend.filling(after) if after else {}
         if not filling:
-            self._say_good(ConditionType.DISK_LASTING)
+            self.good.append(ConditionType.DISK_LASTING)
             return
         names = {key_of(disk.mount): disk.mount for disk in filesystems}
         told = "; ".join(
@@ -333,7 +343,7 @@ class _Judging:
             )
             self._say_bad(ConditionType.POWER_SUFFICIENT, "UnderVoltage", message, Severity.WARNING)
         else:
-            self._say_good(ConditionType.POWER_SUFFICIENT)
+            self.good.append(ConditionType.POWER_SUFFICIENT)
 
     def _judge_clock(self) -> None:
         if not self._limits.judges_clock:
@@ -358,7 +368,7 @@ class _Judging:
         if any(map(thresholds.level_of, after.values())):
             self._say_bad(told, reason, message, Severity.WARNING)
         else:
-            self._say_good(told)
+            self.good.append(told)
 
     def _judge_kills(self) -> None:
         memory = self._sample.memory
@@ -374,7 +384,7 @@ class _Judging:
         stamps = [stamp for stamp in stamps if is_within(stamp, self._now, KILL_SPAN_SECONDS)]
         self._set("kills", before, [count, *stamps])
         if not stamps:
-            self._say_good(ConditionType.NO_MEMORY_KILLS)
+            self.good.append(ConditionType.NO_MEMORY_KILLS)
             return
         often = len(stamps) >= CRITICAL_KILLS
         message = (
@@ -394,7 +404,7 @@ class _Judging:
             return
         restarting = restart_counts.restarting(after)
         if not restarting:
-            self._say_good(ConditionType.RESTARTS_NORMAL)
+            self.good.append(ConditionType.RESTARTS_NORMAL)
             return
         told = ", ".join(
             f"{_SOURCES[key[0]]} {_shown(names.get(key, key[2:]))}" for key in restarting[: restart_counts.MAX_HOT]
@@ -438,11 +448,8 @@ class _Judging:
         if after is not before and after != before:
             self.changes[section] = after
 
-    def _say_good(self, told: ConditionType) -> None:
-        self.conditions.append(_good(told, self._at))
-
     def _say_bad(self, told: ConditionType, reason: str, message: str, severity: Severity) -> None:
-        self.conditions.append(_bad(told, reason, message, self._at, severity))
+        self.bad.append(_bad(told, reason, message, self._at, severity))
 
 
 _NOTHING: dict[str, Any] = {}

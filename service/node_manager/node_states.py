@@ -45,6 +45,12 @@ _SEVERITIES = {severity.value: severity for severity in Severity}
 # No other text in a document has quotes that aren't escaped.
 _MARKS = {condition: f'"type":"{condition.value}"' for condition in ConditionType}
 _GOOD_MARKS = {condition: f'{mark},"status":true' for condition, mark in _MARKS.items()}
+_FIRST_MARK = '{"type":'
+_BAD_MARK = '"status":false'
+_CRITICAL = Severity.CRITICAL.value
+_CRITICAL_MARK = f'"severity":"{_CRITICAL}"'
+# It stands in a message, too, that has quotes and a colon; then the conditions are read.
+_SPACED = '": '
 _WHOLE = BulkUpdate(tables.node_states, (*_STATE, *_PRESSURE, "recognised_type", "revision"), ("node_id",))
 _TIMES = BulkUpdate(
     tables.node_states, ("last_contact_at", "last_attempt_at", *_PRESSURE, "readings", "revision"), ("node_id",)
@@ -100,26 +106,51 @@ def read_conditions(found: Iterable[dict[str, Any]]) -> tuple[Condition, ...]:
     )
 
 
+def conditions_as_data(conditions: Iterable[Condition]) -> list[dict[str, Any]]:
+    """Give conditions as they are stored."""
+    return [
+        {
+            "type": condition.type.value,
+            "status": condition.status,
+            "reason": str(condition.reason),
+            "message": condition.message,
+            "since": condition.since.timestamp(),
+            "severity": condition.severity.value,
+        }
+        for condition in conditions
+    ]
+
+
+# Conditions as they are stored, as text: searched where reading them would be most of the work. A text that was written
+# otherwise, with spaces put in, may say it all the same.
+
+
 def is_known(told: ConditionType, conditions: str) -> bool:
-    """Tell whether anything of a type is said in conditions as they are stored, as text."""
+    """Tell whether anything of a type is said."""
     return _MARKS[told] in conditions
 
 
-def is_said(condition: Condition, conditions: str) -> bool:
-    """Tell whether just that, at whatever time, is said in conditions as they are stored, as text.
+def is_good(told: ConditionType, conditions: str) -> bool:
+    """Tell whether a type is said to be well: there is but one way to say so."""
+    return _GOOD_MARKS[told] in conditions
 
-    A text that was written otherwise, with spaces put in, may say it all the same.
-    """
-    if condition.status:
-        # Nothing else is ever said of what is well.
-        return _GOOD_MARKS[condition.type] in conditions
-    told = write_json({"reason": condition.reason, "message": condition.message})[1:-1]
-    beginning = f'{_MARKS[condition.type]},"status":false,{told},"since":'
+
+def is_said(bad: Condition, conditions: str) -> bool:
+    """Tell whether just that is said, at whatever time it began."""
+    told = write_json({"reason": bad.reason, "message": bad.message})[1:-1]
+    beginning = f'{_MARKS[bad.type]},"status":false,{told},"since":'
     at = conditions.find(beginning)
     if at < 0:
         return False
     severity = conditions.find(',"severity":', at + len(beginning))
-    return conditions.startswith(f',"severity":"{condition.severity.value}"}}', severity)
+    return conditions.startswith(f',"severity":"{bad.severity.value}"}}', severity)
+
+
+def has_critical(conditions: str) -> bool:
+    """Tell whether a condition is said that is critical and not well."""
+    if _SPACED in conditions:
+        return any(not found["status"] and found["severity"] == _CRITICAL for found in read_json(conditions))
+    return any(_BAD_MARK in told and _CRITICAL_MARK in told for told in conditions.split(_FIRST_MARK))
 
 
 def insert_state(connection: sa.Connection, node_id: str, state: NodeState) -> None:
@@ -228,17 +259,7 @@ def _values(state: NodeState) -> tuple[Any, ...]:
         state.last_contact_at,
         state.last_attempt_at,
         state.failures,
-        [
-            {
-                "type": condition.type.value,
-                "status": condition.status,
-                "reason": str(condition.reason),
-                "message": condition.message,
-                "since": condition.since.timestamp(),
-                "severity": condition.severity.value,
-            }
-            for condition in state.conditions
-        ],
+        conditions_as_data(state.conditions),
         state.quarantined,
         None if state.evidence is None else state.evidence.value,
         state.frozen_until,

@@ -20,6 +20,7 @@ from node_manager.node_conditions import Judgement
 from node_manager.node_states import (
     StateUpdate,
     TimesUpdate,
+    is_good,
     is_known,
     is_said,
     pressure_of_row,
@@ -119,8 +120,10 @@ class NodeWork:
         The text of the conditions is searched and not read, which is most of what a quiet sample would cost.
         """
         text = self.row.conditions
-        return all(is_said(found, text) for found in seen.conditions) and not any(
-            is_known(told, text) for told in seen.unknown
+        return (
+            all(is_good(told, text) for told in seen.good)
+            and all(is_said(found, text) for found in seen.bad)
+            and not any(is_known(told, text) for told in seen.unknown)
         )
 
     def whole_update(self) -> StateUpdate:

@@ -55,7 +55,7 @@ _SILENCE_FACTOR = 5
 # What the one who looked says about the attempt, not what the node said.
 _ABOUT_THE_ATTEMPT = frozenset((ObservationKind.CONTACT, ObservationKind.VERDICT))
 _NOT_THE_MANAGER = "kind: only the manager itself gives verdicts; hand in what was seen"
-_NOTHING_SEEN = Judgement({}, [], ())
+_NOTHING_SEEN = Judgement({}, [], [], (), datetime.min.replace(tzinfo=UTC))
 
 
 @dataclass(frozen=True)

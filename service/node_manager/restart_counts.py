@@ -32,6 +32,9 @@ def follow(before: Restarts, counters: Counters, now: int, *, rebooted: bool) ->
     """
     seen: list[str] = [] if rebooted else before.get("seen", [])
     told = {source: counts for source, counts in counters.items() if counts is not None}
+    # Nearly always.
+    if not (any(told.values()) or before.get("counts") or before.get("hot")) and seen and told.keys() <= {*seen}:
+        return before
     known: dict[str, int] = {} if rebooted else dict(before.get("counts", {}))
     hot: dict[str, list[int]] = dict(before.get("hot", {}))
     gone = sorted(key for key in known if not any(key in counts for counts in told.values()))

@@ -30,7 +30,7 @@ class PreparedGcm(Encryption):
         iv: bytes,
         mac_alg: bytes = b"",  # noqa: ARG003
         mac_key: bytes = b"",  # noqa: ARG003
-        etm: bool = False,  # noqa: ARG003, FBT001, FBT002
+        etm: bool = False,  # noqa: ARG003
     ) -> PreparedGcm:
         """Prepare the key that was agreed on."""
         return cls(key, iv)

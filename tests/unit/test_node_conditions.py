@@ -67,7 +67,8 @@ class Node:
     def take(self, sample: Sample, after_seconds: float = INTERVAL) -> dict[ConditionType, Condition]:
         """Take one more sample as it is."""
         self.at += seconds(after_seconds)
-        self.memory, conditions, self.unknown = fold(self.memory, sample, self.limits, self.at)
+        seen = fold(self.memory, sample, self.limits, self.at)
+        self.memory, conditions, self.unknown = seen.memory, seen.conditions, seen.unknown
         assert len({condition.type for condition in conditions}) == len(conditions)
         self.conditions = {condition.type: condition for condition in conditions}
         return self.conditions
@@ -909,10 +910,10 @@ def test_fold_of_a_quiet_sample_tells_of_every_type_that_samples_tell_of() -> No
 
 @pytest.mark.parametrize("memory", [{"version": 0, "boot": 7}, {"kills": ["x"]}], ids=["older", "none"])
 def test_fold_does_not_read_the_memory_of_another_version(memory: dict[str, Any]) -> None:
-    found, conditions, _ = fold(memory, QUIET, LIMITS, START)
+    seen = fold(memory, QUIET, LIMITS, START)
 
-    assert found == fold({}, QUIET, LIMITS, START).memory
-    assert all(condition.status for condition in conditions)
+    assert seen.memory == fold({}, QUIET, LIMITS, START).memory
+    assert all(condition.status for condition in seen.conditions)
 
 
 HOSTILE = '"\\é\U0001f600' * 60
