@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 from asyncssh.encryption import GCMEncryption, get_encryption
-
 from node_manager.ssh_cipher import PreparedGcm
 
 HEADER = (32).to_bytes(4, "big")
