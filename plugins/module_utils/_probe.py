@@ -17,6 +17,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Tuple
 from ._bounds import JsonValue, TooLargeError, clean
 from ._engine import Runtime, cannot_list_message, find_runtime, no_runtime_message, read_containers, read_usage
 from ._engine_parse import ContainerUsage
+from ._probe_clock import ClockReading
 from ._probe_facts import FactsReader
 from ._probe_parse import (
     CpuTimes,
@@ -63,6 +64,8 @@ _COLLECTOR_LIMIT_SECONDS = 2.0
 _SPEED_MAX_AGE_SECONDS = 60.0
 # vcgencmd is a process; its bits that matter stay set until the next boot.
 _THROTTLED_MAX_AGE_SECONDS = 15.0
+# Asking the kernel about its clock goes through ctypes, a tenth of a sample; what is asked changes within minutes.
+_CLOCK_MAX_AGE_SECONDS = 30.0
 _MAX_FILESYSTEMS = 64
 _MAX_SENSORS = 16
 _SHOW_SERVICES = ("systemctl", "show", "--no-pager", "--property=Id,ActiveState,NRestarts", "--", "*.service")
@@ -184,6 +187,7 @@ class Sampler:
         self._mounts_text = ""
         self._mounts = MoreTasks((), None)
         self._speeds: Dict[str, Tuple[float, Optional[int]]] = {}
+        self._clock_read: Tuple[float, Optional[ClockReading]] = (float("-inf"), None)
         self._temperatures: Optional[List[str]] = None
         self._throttled_path: Optional[str] = None
         self._throttled: Tuple[float, Optional[Dict[str, bool]]] = (float("-inf"), None)
@@ -303,7 +307,10 @@ class Sampler:
     def _read_clock(self) -> TimeReading:
         if self._boot_id is None:
             self._boot_id = self._reader.read_word("/proc/sys/kernel/random/boot_id")
-        return TimeReading(parse_uptime(self._reader.read_again("/proc/uptime")), self._reader.clock())
+        now = self._clock()
+        if now - self._clock_read[0] >= _CLOCK_MAX_AGE_SECONDS:
+            self._clock_read = (now, self._reader.clock())
+        return TimeReading(parse_uptime(self._reader.read_again("/proc/uptime")), self._clock_read[1])
 
     def _read_cpu(self) -> CpuReading:
         times = parse_cpu_times(self._reader.read_again("/proc/stat"))

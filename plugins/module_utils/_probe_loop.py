@@ -39,6 +39,9 @@ _STDIN, _STDOUT = 0, 1
 _WRITE_BYTES = 4096
 _MAX_ASKED = 8
 _PRIME_SECONDS = 1.0
+# How long a beat waits for a sample that is under way or due, as a share of its interval.
+_BEAT_PATIENCE = 0.1
+_NEVER = float("inf")
 _NICENESS = 5
 _BROKEN = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
@@ -68,7 +71,7 @@ class Loop:
 
     def __init__(self, options: Mapping[str, object], reader: Optional[Reader] = None) -> None:
         self._sample_interval = _seconds(options, "sample_interval_seconds", 15.0)
-        self._beat_interval = _seconds(options, "beat_interval_seconds", 4.0)
+        self._beat_interval = _seconds(options, "beat_interval_seconds", 5.0)
         self._check_interval = _seconds(options, "check_interval_seconds", 300.0)
         self._offset = _seconds(options, "first_delay_seconds", 0.0, least=0.0)
         maximum = options.get("max_line_bytes")
@@ -89,6 +92,7 @@ class Loop:
         self._commands = CommandReader(self._outbox.fail)
         self._sending = memoryview(b"")
         self._due: Dict[str, float] = {}
+        self._beat_waited = False
         self._ended = False
 
     def run(self) -> None:
@@ -123,9 +127,7 @@ class Loop:
     def _start_due(self, now: float) -> None:
         for name in [name for name, at in self._due.items() if at <= now]:
             if name == "beat":
-                if not self._has_output():
-                    self._outbox.say("beat")
-                self._due["beat"] = now + self._beat_interval
+                self._due["beat"] = now + self._beat(now)
             elif name == "first":
                 # Even while the counters are still being read for the first time: it waits behind them.
                 self._sampling.ask(None)
@@ -142,6 +144,16 @@ class Loop:
         if "check" not in self._due and self._sampling.done >= 2:
             self._checking.ask(None)
             self._due["check"] = now + self._check_interval
+
+    def _beat(self, now: float) -> float:
+        """Say that this lives, unless a sample is about to say so; give the seconds until the next look."""
+        patience = self._beat_interval * _BEAT_PATIENCE
+        if not self._beat_waited and (not self._sampling.idle or self._due.get("sample", _NEVER) <= now + patience):
+            self._beat_waited = True
+            return patience
+        if not self._has_output():
+            self._outbox.say("beat")
+        return self._beat_interval
 
     @staticmethod
     def _ask_if_idle(worker: Union[_Sampling, _Worker]) -> None:
@@ -178,7 +190,7 @@ class Loop:
             self._sending = memoryview(self._outbox.take() or b"")
         self._sending = self._sending[os.write(_STDOUT, self._sending[:_WRITE_BYTES]) :]
         if not self._sending:
-            self._due["beat"] = time.monotonic() + self._beat_interval
+            self._due["beat"], self._beat_waited = time.monotonic() + self._beat_interval, False
 
     def _wake(self) -> None:
         # A full pipe wakes as well as one more byte would.

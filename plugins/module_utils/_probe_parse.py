@@ -136,21 +136,25 @@ def parse_pressure(text: str, *, with_full: bool) -> Dict[str, Optional[float]]:
     Errors: ResourceFormatError if an average is no number.
     Source: Linux Documentation/accounting/psi.rst, Linux >= 4.20.
     """
-    result: Dict[str, Optional[float]] = {}
-    for kind in ("some", "full") if with_full else ("some",):
-        for window in ("avg10", "avg60", "avg300"):
-            result["{}_{}_percent".format(kind, window)] = None
-    for line in text.splitlines():
-        kind, _space, rest = line.partition(" ")
-        for pair in rest.split():
-            window, _equals, number = pair.partition("=")
-            key = "{}_{}_percent".format(kind, window)
-            if key in result:
-                try:
-                    result[key] = float(number)
-                except ValueError as error:
-                    raise ResourceFormatError("pressure: {}".format(error)) from error
+    kinds = _AVERAGES if with_full else {"some": _AVERAGES["some"]}
+    result: Dict[str, Optional[float]] = {key: None for keys in kinds.values() for key in keys.values()}
+    keys: Dict[str, str] = {}
+    for field in text.split():
+        window, equals, number = field.partition("=")
+        if not equals:
+            keys = kinds.get(field, {})
+        elif window in keys:
+            try:
+                result[keys[window]] = float(number)
+            except ValueError as error:
+                raise ResourceFormatError("pressure: {}".format(error)) from error
     return result
+
+
+_AVERAGES = {
+    kind: {window: "{}_{}_percent".format(kind, window) for window in ("avg10", "avg60", "avg300")}
+    for kind in ("some", "full")
+}
 
 
 # MemTotal:       24684084 kB

@@ -72,7 +72,8 @@ class BoundedRunner:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._stuck: Dict[Key, float] = {}
         self._worker: Optional[_Worker] = None
         self._batch: Optional[_Batch] = None
@@ -100,8 +101,8 @@ class BoundedRunner:
         The caller must `look` until then; nothing else may run meanwhile.
         Errors: RuntimeError if no thread can be had; *then* is not called.
         """
-        batch = _Batch(self._clock, self._changed, self._stuck, deadline_seconds, then)
-        with self._changed:
+        batch = _Batch(self._clock, self._lock, self._stuck, deadline_seconds, then)
+        with self._lock:
             for task in tasks:
                 batch.add(task)
             if batch.pending:
@@ -110,7 +111,7 @@ class BoundedRunner:
 
     def look(self) -> float:
         """Give up what is overdue, and have others take over from a held-up worker; give the time to look again."""
-        with self._changed:
+        with self._lock:
             batch = self._batch
             if batch is None or batch.ended:
                 self._batch = None
@@ -172,12 +173,12 @@ class BoundedRunner:
 
 
 class _Batch:
-    """The tasks of one run, shared by its workers; *changed* guards everything here and *stuck*."""
+    """The tasks of one run, shared by its workers; *lock* guards everything here and *stuck*."""
 
     def __init__(
         self,
         clock: Callable[[], float],
-        changed: threading.Condition,
+        lock: threading.Lock,
         stuck: Dict[Key, float],
         deadline_seconds: float,
         then: Callable[[Outcome], None],
@@ -191,7 +192,7 @@ class _Batch:
         self.errors: List[Dict[str, str]] = []
         self.last_start = 0.0
         self._clock = clock
-        self._changed = changed
+        self._lock = lock
         self._stuck = stuck
 
     def add(self, task: Task) -> None:
@@ -217,7 +218,7 @@ class _Batch:
     def work(self, worker: _Worker) -> None:
         """Run pending tasks until there are none, or until one of them came back after it was given up."""
         while True:
-            with self._changed:
+            with self._lock:
                 if not self.pending:
                     return
                 task = self.pending.popleft()
@@ -231,7 +232,7 @@ class _Batch:
             except Exception as error:
                 # Whatever a collector raises costs only its own part.
                 failure = task.error(_describe(error))
-            with self._changed:
+            with self._lock:
                 worker.task = None
                 if self.running.pop(task.key, None) is None:
                     self._stuck.pop(task.key, None)

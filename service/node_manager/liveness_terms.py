@@ -26,14 +26,15 @@ SILENT_REASONS: Final = frozenset(
 )
 # Beats come late by what the network and a busy node take; 300 ms each way and a retransmission fit in.
 _SLACK_SECONDS = 1.0
-_MISSED_BEATS = 2
+# Two retransmissions in a row over a slow link take 3 s, the third 7 s.
+_LATE_SECONDS = 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class LivenessLimits:
     """The numbers of the configuration that count here."""
 
-    beat_interval_seconds: float = 4.0
+    beat_interval_seconds: float = 5.0
     failures_before_unreachable: int = 3
     silence_before_unreachable_seconds: float = 10.0
     grace_seconds: float = 30.0
@@ -62,8 +63,9 @@ class LivenessLimits:
 
     @property
     def silence_seconds(self) -> float:
-        """How long after its last sign a streaming node is suspect."""
-        return _MISSED_BEATS * self.beat_interval_seconds + _SLACK_SECONDS
+        """After how long without a sign a streaming node is suspect: a beat is 4 s late, or two frequent ones are missed."""
+        interval = self.beat_interval_seconds
+        return min(interval + _LATE_SECONDS, 2 * interval + _SLACK_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)

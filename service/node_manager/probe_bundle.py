@@ -48,7 +48,7 @@ class LoopOptions:
     """How one node is watched; *checks* are written as node types have them."""
 
     sample_interval_seconds: float = 15.0
-    beat_interval_seconds: float = 4.0
+    beat_interval_seconds: float = 5.0
     check_interval_seconds: float = 300.0
     checks: list[dict[str, Any]] = field(default_factory=list)
     checks_timeout_seconds: float = 20.0

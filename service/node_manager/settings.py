@@ -72,7 +72,8 @@ class MonitoringSettings(Section):
     )
     sample_interval_seconds: PositiveSeconds = Field(15, description="Pause between two samples of a watched node")
     beat_interval_seconds: PositiveSeconds = Field(
-        4, description="Pause between two signs of life of a watched node; two that are missed make it suspect"
+        5,
+        description="Longest pause between two signs of life of a watched node; one that is 4 s late makes it suspect",
     )
     max_handshakes: int = Field(32, ge=1, le=1000, description="SSH connections that are being opened at once")
     handshake_timeout_seconds: PositiveSeconds = Field(15, description="Limit for opening a connection and logging in")

@@ -109,7 +109,12 @@ def a_network(**more: object) -> Network:
 # silence
 
 
-def test_a_silent_node_is_suspect_after_two_missed_beats() -> None:
+@pytest.mark.parametrize(("interval", "silence"), [(5.0, 9.0), (10.0, 14.0), (0.5, 2.0)])
+def test_silence_is_a_late_beat_or_two_missed(interval: float, silence: float) -> None:
+    assert LivenessLimits(beat_interval_seconds=interval).silence_seconds == silence
+
+
+def test_a_silent_node_is_suspect_once_its_beat_is_late() -> None:
     network = a_network()
 
     network.run(109.5)

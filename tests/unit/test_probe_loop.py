@@ -90,6 +90,14 @@ def test_loop_says_all_that_it_sees(python: str) -> None:
     assert error["message"].startswith("checks[1]: ")
 
 
+def test_sample_is_sign_of_life_enough() -> None:
+    with LoopProcess.start(sys.executable, sample_interval_seconds=1, beat_interval_seconds=1) as loop:
+        loop.wait_for_count("sample", 6)
+
+    # A machine that is busy may make one late.
+    assert len(loop.times("beat")) <= 2
+
+
 def test_loop_answers_commands_with_their_id() -> None:
     with LoopProcess.start(sys.executable, sample_interval_seconds=60, check_interval_seconds=60) as loop:
         loop.wait_for("report")

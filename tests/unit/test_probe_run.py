@@ -291,6 +291,27 @@ def test_sampler_asks_for_services_on_their_interval_only(node: Path) -> None:
     assert asked == [0.0, 300.0, 600.0]
 
 
+def test_sampler_asks_for_the_clock_every_half_minute(node: Path) -> None:
+    clock = SimpleNamespace(now=0.0)
+    asked: list[float] = []
+
+    def read_clock() -> ClockReading:
+        asked.append(clock.now)
+        return ClockReading("the kernel", len(asked) == 1, 0.0, 0.1, 0.2)
+
+    sampler = Sampler(Reader(str(node), statvfs=lambda _: SPACE, read_clock=read_clock), clock=lambda: clock.now)
+
+    def synchronised_at(now: float) -> object:
+        clock.now = now
+        part = sampler.sample()["clock"]
+        assert isinstance(part, dict)
+        return part["synchronised"]
+
+    assert [synchronised_at(now) for now in (0.0, 15.0, 29.0, 30.0, 45.0)] == [True, True, True, False, False]
+    assert asked == [0.0, 30.0]
+    sampler.close()
+
+
 @pytest.mark.parametrize("interval_seconds", [None, 60.0], ids=["not-asked-for", "no-systemd"])
 def test_sampler_starts_no_process_for_services(node: Path, interval_seconds: float | None) -> None:
     asked: list[object] = []
