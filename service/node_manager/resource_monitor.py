@@ -78,6 +78,8 @@ class ResourceMonitor:
             return
         with suppress(RuntimeError):  # the loop has ended already
             self._loop.call_soon_threadsafe(self._stopping.set)
+        if self._watch is not None:
+            self._watch.hurry()
         self._thread.join(_STOP_SECONDS)
 
     def has_in_hand(self, node_id: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Self
 import pytest
 from builders import make_report, make_sample
 from job_parts import wait_until
+from node_manager import fleet_watch
 from node_manager.domain import ObservationKind
 from node_manager.node_registry import NodeRegistry, utc_now
 from node_manager.recorder import Recorder
@@ -258,6 +259,24 @@ def test_fetch_has_a_node_look_at_itself(store: Store, settings: Settings, recor
         assert fetched.result(SECONDS) is True
         assert (row_of(store, tables.node_samples) or {})["source"] == "stream"
         assert monitor.fetch("unknown", ObservationKind.SAMPLE) is None
+
+
+def test_fetch_wakes_a_loop_that_stands_still(
+    store: Store, settings: Settings, recorder: Recorder, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = site.add(WatchedNode())
+    node.first_words = [data_line("report", make_report())]
+    node.answer = lambda command: [data_line("sample", make_sample(), command)]
+    register(store, settings, node)
+
+    with monitoring(store, settings, recorder) as monitor:
+        wait_until(lambda: streaming(monitor) == 1, SECONDS)
+        monkeypatch.setattr(fleet_watch, "_SWEEP_SECONDS", 3 * SECONDS)
+        # For what may be under way, and the last short rest.
+        time.sleep(1.0)
+        fetched = monitor.fetch("gw-1", ObservationKind.SAMPLE)
+        assert fetched is not None
+        assert fetched.result(SECONDS)
 
 
 def test_fetch_that_waits_is_let_go_with_the_monitor(
