@@ -22,6 +22,7 @@ from builders import (
     make_settings,
     observe,
 )
+from job_parts import wait_until
 from metrics_scrape import Scrape, read
 from node_manager import metrics_of_state, outbox
 from node_manager.domain import Admin, ContactReason, GuardState, JobAction
@@ -364,22 +365,53 @@ def test_a_dead_store_gives_what_is_known_without_it() -> None:
     assert "node_manager_nodes" not in found.samples
 
 
-def test_scrapes_at_the_same_time_share_one_look(store: Store, clock: FakeClock) -> None:
+OPEN_METRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+
+
+@pytest.mark.parametrize("forms", [("",), ("", OPEN_METRICS)], ids=["one_form", "two_forms"])
+def test_scrapes_at_the_same_time_share_one_look(forms: tuple[str, ...]) -> None:
     dead, seconds = DeadStore(), Seconds()
-    metrics = Metrics(dead, make_settings(), clock, seconds)
+    metrics = Metrics(dead, make_settings(), FakeClock(), seconds)
 
     for now in (0.0, 0.5, 0.99, 1.0, 1.5):
         seconds.now = now
-        metrics.exposition("")
+        for form in forms:
+            metrics.exposition(form)
 
     assert dead.asked == 2
+
+
+def test_a_look_that_takes_long_is_shared_from_its_end_on() -> None:
+    seconds = Seconds()
+
+    class SlowStore(DeadStore):
+        def read(self) -> Any:
+            seconds.now += 3
+            return super().read()
+
+    slow = SlowStore()
+    metrics = Metrics(slow, make_settings(), FakeClock(), seconds)
+
+    for _ in range(3):
+        metrics.exposition("")
+        seconds.now += 0.3
+
+    assert slow.asked == 1
+
+
+def test_a_scrape_that_must_not_ask_the_store_does_not() -> None:
+    dead = DeadStore()
+
+    body, _ = Metrics(dead, make_settings(), FakeClock()).exposition("", asks_store=False)
+
+    assert (dead.asked, read(body.decode()).value("node_manager_store_up")) == (0, 0)
 
 
 def test_each_form_is_what_was_asked_for(store: Store, settings: Settings, clock: FakeClock) -> None:
     metrics = Metrics(store, settings, clock)
 
     plain, plain_type = metrics.exposition("")
-    opened, open_type = metrics.exposition("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5")
+    opened, open_type = metrics.exposition(OPEN_METRICS)
     _, again_type = metrics.exposition("text/html,*/*")
 
     assert (plain_type.partition(";")[0], again_type) == ("text/plain", plain_type)
@@ -388,7 +420,7 @@ def test_each_form_is_what_was_asked_for(store: Store, settings: Settings, clock
     assert not plain.endswith(b"# EOF\n")
 
 
-def test_a_scrape_that_hangs_holds_up_nobody_for_long(
+def test_a_look_that_hangs_leaves_what_is_known_without_it(
     store: Store, settings: Settings, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, go_on = threading.Event(), threading.Event()
@@ -402,16 +434,28 @@ def test_a_scrape_that_hangs_holds_up_nobody_for_long(
     monkeypatch.setattr(metrics_of_state, "read", hang)
     monkeypatch.setattr("node_manager.metrics._WAIT_SECONDS", 0.05)
     metrics = Metrics(store, settings, clock)
-    first = threading.Thread(target=metrics.exposition, args=("",))
-    first.start()
-    assert reading.wait(30)
 
     try:
-        with pytest.raises(StoreUnavailableError, match="another scrape"):
-            metrics.exposition("")
+        hung = [read(metrics.exposition(form)[0].decode()) for form in ("", "", "text/html")]
     finally:
+        assert reading.is_set()
         go_on.set()
-        first.join(30)
+
+    assert [found.value("node_manager_store_up") for found in hung] == [0, 0, 0]
+    assert [found.value("process_start_time_seconds") > 0 for found in hung] == [True] * 3
+    assert [name for name in hung[0].samples if name == "node_manager_nodes"] == []
+    wait_until(lambda: b"node_manager_store_up 1.0" in metrics.exposition("")[0])
+
+
+def test_a_look_that_stumbles_is_told_and_not_kept(
+    store: Store, settings: Settings, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics(store, settings, clock)
+    with monkeypatch.context() as patched:
+        patched.setattr(metrics_of_state, "read", lambda *_arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            metrics.exposition("")
+
     assert b"node_manager_store_up 1.0" in metrics.exposition("")[0]
 
 
