@@ -142,7 +142,7 @@ def create_app(
         kafka=kafka,
         tokens=tokens,
         hub=EventHub(store, settings.configuration.event_stream, settings.configuration.kafka.source, clock),
-        metrics=metrics.watching(monitor, recorder),
+        metrics=metrics.watching(monitor, recorder, scheduler.leads),
         clock=clock,
     )
 

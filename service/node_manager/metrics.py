@@ -71,9 +71,9 @@ class Metrics:
             collector(registry=self.registry)
         self.timings = MetricTimings(self.registry, kafka=settings.configuration.kafka.enabled)
 
-    def watching(self, monitor: ResourceMonitor, recorder: Recorder) -> Metrics:
-        """Tell of the streams and of what waits to be recorded, too; give the metrics."""
-        self.registry.register(_StreamCollector(monitor, recorder))
+    def watching(self, monitor: ResourceMonitor, recorder: Recorder, leads: Callable[[], bool]) -> Metrics:
+        """Tell of the lead, the streams and what waits to be recorded, too; give the metrics."""
+        self.registry.register(_WatchCollector(monitor, recorder, leads))
         return self
 
     def exposition(self, accept: str, *, asks_store: bool = True) -> tuple[bytes, str]:
@@ -142,15 +142,19 @@ class _Shown(Collector):
         yield from self._look.families
 
 
-class _StreamCollector(Collector):
-    """How this manager watches the fleet, and what it has seen and not stored yet."""
+class _WatchCollector(Collector):
+    """Whether and how this manager watches the fleet, and what it has seen and not stored yet."""
 
-    def __init__(self, monitor: ResourceMonitor, recorder: Recorder) -> None:
+    def __init__(self, monitor: ResourceMonitor, recorder: Recorder, leads: Callable[[], bool]) -> None:
         self._monitor = monitor
         self._recorder = recorder
+        self._leads = leads
 
     def collect(self) -> Iterator[Metric]:
         """Ask for it."""
+        yield single(
+            "leads", "Whether this manager does the periodic work; of all managers of a store one does.", self._leads()
+        )
         watching, states, opened = self._monitor.streams()
         yield single(
             "watching", "Whether this manager watches the fleet; of all managers of a store one does.", watching

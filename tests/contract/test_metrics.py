@@ -22,11 +22,12 @@ from builders import (
     make_settings,
     observe,
 )
-from job_parts import wait_until
+from job_parts import FakeRunner, wait_until
 from metrics_scrape import Scrape, read
 from node_manager import metrics_of_state, outbox
 from node_manager.domain import Admin, ContactReason, GuardState, JobAction
 from node_manager.job_store import JobStore
+from node_manager.jobs import JobQueue
 from node_manager.metrics import Metrics
 from node_manager.metrics_of_state import MAX_ZONES
 from node_manager.node_registry import NodeRegistry
@@ -36,6 +37,7 @@ from node_manager.recoveries import NewRecovery, Recoveries
 from node_manager.recovery_rows import read_patient
 from node_manager.resource_allocator import ResourceAllocator
 from node_manager.resource_monitor import ResourceMonitor
+from node_manager.scheduler import Scheduler
 from node_manager.settings import Settings
 from node_manager.store import Store, StoreUnavailableError, tables
 
@@ -464,7 +466,7 @@ def test_what_the_manager_does_itself_is_told_too(
 ) -> None:
     recorder = Recorder(log)
     monitor = ResourceMonitor(store, settings, recorder, clock)
-    metrics = Metrics(store, settings, clock).watching(monitor, recorder)
+    metrics = Metrics(store, settings, clock).watching(monitor, recorder, lambda: True)
     for _ in range(3):
         recorder.put(observe("sample", make_sample()))
     recorder.given_up = 5
@@ -473,10 +475,37 @@ def test_what_the_manager_does_itself_is_told_too(
 
     assert found.value("node_manager_recorder_waiting_observations") == 3
     assert found.value("node_manager_recorder_given_up_observations_total") == 5
+    assert found.value("node_manager_leads") == 1
     assert (found.value("node_manager_watching"), found.value("node_manager_streams_open")) == (0, 0)
     assert found.label("node_manager_watched_nodes", "state") == {
         "streaming", "opening", "left_to_ansible", "suspect", "unreachable", "path_lost", "asleep",
     }  # fmt: skip
+
+
+def test_a_store_that_takes_no_writes_is_up_and_nobody_leads(
+    store: Store, settings: Settings, clock: FakeClock, log: ObservationLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node_manager.scheduler.LEASE_SECONDS", 0.2)
+    recorder = Recorder(log)
+    queue = JobQueue(store, settings, clock, "one", runner=FakeRunner(settings))
+    scheduler = Scheduler(store, settings, queue, clock, "one")
+    monitor = ResourceMonitor(store, settings, recorder, clock)
+    metrics = Metrics(store, settings, clock).watching(monitor, recorder, scheduler.leads)
+    scheduler.round()
+    before = read(metrics.exposition("")[0].decode())
+
+    def refuse() -> Any:
+        raise StoreUnavailableError("database or disk is full")
+
+    monkeypatch.setattr(store, "write", refuse)
+    clock.advance(10)
+    with pytest.raises(StoreUnavailableError):
+        scheduler.round()
+    wait_until(lambda: not scheduler.leads())
+    found = read(metrics.exposition("")[0].decode())
+
+    assert (before.value("node_manager_leads"), before.value("node_manager_store_up")) == (1, 1)
+    assert (found.value("node_manager_leads"), found.value("node_manager_store_up")) == (0, 1)
 
 
 def test_parts_tell_how_long_they_took(store: Store, settings: Settings, clock: FakeClock) -> None:

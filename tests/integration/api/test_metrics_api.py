@@ -68,6 +68,13 @@ def test_metrics_come_in_the_form_that_is_asked_for(api: httpx.Client) -> None:
     assert read(plain.text).value("node_manager_store_up") == 1
 
 
+def test_a_manager_leads_also_where_it_looks_at_nodes_by_request_only(service: RunningService) -> None:
+    with service.client() as api:
+        wait_until(lambda: read(api.get("/metrics").text).value("node_manager_leads") == 1)
+
+        assert service.variables()["NODE_MANAGER_MONITORING__SCHEDULED"] == "false"
+
+
 @pytest.mark.parametrize("path", ["/metrics", "/prometheus/targets"])
 def test_scrapes_need_a_token_that_may_read(service: RunningService, path: str) -> None:
     answers = [
