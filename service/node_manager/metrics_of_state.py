@@ -58,7 +58,12 @@ _COUNT_RECOVERIES = (
     .where(_recoveries.dry_run.is_(sa.false()))
     .group_by(_recoveries.state)
 )
-_COUNT_LOST = sa.select(sa.func.count(), sa.func.count(tables.lost_nodes.c.reclaimed_at)).select_from(tables.lost_nodes)
+# A node whose work was taken stays on record as lost until it is back, whatever an operator says of it.
+_COUNT_LOST = (
+    sa.select(sa.func.count(), sa.func.count(tables.lost_nodes.c.reclaimed_at))
+    .join_from(tables.lost_nodes, tables.nodes, _nodes.node_id == tables.lost_nodes.c.node_id)
+    .where(_nodes.admin.not_in(node_brief.IN_HAND))
+)
 _GUARDS = sa.select(tables.guards.c.scope, tables.guards.c.state)
 _COUNT_PAUSES = sa.select(sa.func.count()).where(
     sa.or_(_pauses.until.is_(None), _pauses.until > sa.bindparam("now", type_=tables.UtcDateTime))
@@ -151,7 +156,11 @@ def _of_recoveries(connection: sa.Connection, now: datetime) -> list[GaugeMetric
             "Pauses of automatic repair in force.",
             connection.scalar(_COUNT_PAUSES, {"now": now}) or 0,
         ),
-        single("lost_nodes", "Nodes that are lost: unreachable, and their owners were told.", lost),
+        single(
+            "lost_nodes",
+            "Nodes that are lost: unreachable, and their owners were told; none in an operator's hand.",
+            lost,
+        ),
         single("reclaimed_nodes", "Lost nodes whose allocations were taken from them.", reclaimed),
     ]
 

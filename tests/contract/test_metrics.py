@@ -259,6 +259,23 @@ def test_jobs_and_recoveries_are_counted(
     assert found.value("node_manager_node_lost", node_id="a") == 1
 
 
+def test_a_lost_node_that_an_operator_has_in_hand_is_no_longer_told_of(
+    store: Store, settings: Settings, registry: NodeRegistry, clock: FakeClock
+) -> None:
+    hands = {"a": Admin.ACTIVE, "b": Admin.CORDONED, "c": Admin.MAINTENANCE, "d": Admin.OFFLINE}
+    register(registry, *hands)
+    with store.write() as connection:
+        connection.execute(tables.lost_nodes.insert(), [_lost(node_id, clock()) for node_id in hands])
+    for node_id, admin in hands.items():
+        registry.set_admin(node_id, admin, "it is on the bench")
+
+    found = scrape(store, settings, clock)
+
+    own = {node_id: found.value("node_manager_node_lost", node_id=node_id) for node_id in hands}
+    assert own == {"a": 1, "b": 1, "c": 0, "d": 0}
+    assert (found.value("node_manager_lost_nodes"), found.value("node_manager_reclaimed_nodes")) == (2, 2)
+
+
 def test_guards_are_told_of_up_to_a_number_of_zones(
     store: Store, settings: Settings, registry: NodeRegistry, clock: FakeClock
 ) -> None:
