@@ -200,6 +200,39 @@ def test_what_is_stale_is_left_out_and_when_it_was_seen_is_not(
     assert len(found.values("node_manager_node_up")) == 2
 
 
+@pytest.mark.parametrize("metrics", [{}, {"per_node": False}], ids=["gauges_of_nodes", "counts_only"])
+def test_nodes_whose_disk_is_nearly_full_are_counted(
+    store: Store, registry: NodeRegistry, log: ObservationLog, clock: FakeClock, metrics: dict[str, Any]
+) -> None:
+    settings = make_settings({"metrics": metrics})
+    full, image = make_filesystem("/data", 90.1), make_filesystem("/image", 100.0, read_only=True)
+    disks = {
+        "a": [make_filesystem("/", 10.0), full],
+        "b": [make_filesystem("/", 90.0), image],
+        "c": None,
+        "relieved": [make_filesystem("/", 50.0)],
+        "stale": [full],
+        "unseen": [],
+    }
+    register(registry, *disks)
+    now = clock.advance(1)
+    log.record([observe("sample", make_sample(filesystems=[full]), now, node_id) for node_id in ("relieved", "stale")])
+    now = clock.advance(settings.configuration.monitoring.stale_after_seconds + 1)
+    seen = ("a", "b", "c", "relieved")
+    log.record([observe("sample", make_sample(filesystems=disks[node_id]), now, node_id) for node_id in seen])
+
+    found = scrape(store, settings, clock)
+
+    assert found.value("node_manager_disk_nearly_full_nodes") == 1
+    if metrics == {}:
+        own = {
+            node_id
+            for node_id in disks
+            if [*found.values("node_manager_node_disk_used_ratio", node_id=node_id), 0][0] > 0.9
+        }
+        assert own == {"a"}
+
+
 @pytest.mark.parametrize(
     ("metrics", "each"),
     [
