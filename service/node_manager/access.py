@@ -13,7 +13,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock
@@ -47,6 +47,8 @@ class Identity:
     token_id: str
     name: str
     role: Role
+    # Whether the store couldn't say that it still is.
+    remembered: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ class Tokens:
         digest = _digest(text)
         with self._cache_lock:
             found = self._cache.get(digest)
-            return found[0] if found is not None and found[1] + _REMEMBER_FOR > self._clock() else None
+            if found is None or found[1] + _REMEMBER_FOR <= self._clock():
+                return None
+            return replace(found[0], remembered=True)
 
     def authenticate(self, text: str) -> Identity | None:
         """Tell whose token it is; None for one that is unknown or revoked."""

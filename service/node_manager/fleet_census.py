@@ -11,14 +11,13 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 
-from node_manager.domain import Admin, Health
+from node_manager.domain import Health
 from node_manager.guard_terms import Census
+from node_manager.node_brief import IN_HAND
 from node_manager.node_states import has_critical
 from node_manager.recovery_guard import FLEET, scope_of
 from node_manager.store import tables
 
-# Whoever is out by an operator's word says nothing about failures.
-_OUT = (Admin.MAINTENANCE.value, Admin.OFFLINE.value)
 _UNWELL = frozenset((Health.SUSPECT.value, Health.UNREACHABLE.value, Health.FLAPPING.value, Health.RECOVERING.value))
 _nodes, _states, _recoveries = tables.nodes.c, tables.node_states.c, tables.recoveries.c
 
@@ -57,14 +56,14 @@ def _zones_of(connection: sa.Connection, node_ids: Iterable[str]) -> list[str | 
     wanted = sorted(node_ids)
     if not wanted:
         return []
-    query = sa.select(_nodes.zone).where(_nodes.node_id.in_(wanted), _nodes.admin.not_in(_OUT))
+    query = sa.select(_nodes.zone).where(_nodes.node_id.in_(wanted), _nodes.admin.not_in(IN_HAND))
     return list(connection.scalars(query))
 
 
-_COUNTS = sa.select(_nodes.zone, sa.func.count()).where(_nodes.admin.not_in(_OUT)).group_by(_nodes.zone)
+_COUNTS = sa.select(_nodes.zone, sa.func.count()).where(_nodes.admin.not_in(IN_HAND)).group_by(_nodes.zone)
 _SUSPECTED = (
     sa.select(_nodes.node_id, _nodes.zone, _states.health, sa.cast(_states.conditions, sa.Text).label("conditions"))
     .join(tables.nodes, _nodes.node_id == _states.node_id)
-    .where(_nodes.admin.not_in(_OUT), _states.health.in_((*sorted(_UNWELL), Health.DEGRADED.value)))
+    .where(_nodes.admin.not_in(IN_HAND), _states.health.in_((*sorted(_UNWELL), Health.DEGRADED.value)))
 )
 _IN_RECOVERY = sa.select(_recoveries.node_id).where(_recoveries.ended_at.is_(None), _recoveries.dry_run.is_(sa.false()))

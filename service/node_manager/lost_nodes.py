@@ -18,9 +18,10 @@ import structlog
 from sqlalchemy.dialects import postgresql, sqlite
 
 from node_manager import accounts, changes
-from node_manager.domain import Admin, Health
+from node_manager.domain import Health
 from node_manager.events import EventType, NewEvent, emit_all
 from node_manager.ledger import Ledger, StaleAccountError, select_held
+from node_manager.node_brief import IN_HAND
 from node_manager.node_registry import Clock, utc_now
 from node_manager.replacements import MAX_ALLOCATIONS, Plan, Replacements
 from node_manager.settings import Settings
@@ -35,8 +36,6 @@ NODES_PER_ROUND = 100
 RECLAIMS_PER_ROUND = 20
 _MAX_TOLD = 500
 _BACK = "back"
-# An operator has the node in hand.
-_IN_HAND = (Admin.MAINTENANCE.value, Admin.OFFLINE.value)
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class LostNodes:
         if over:
             self._forget(over)
         rows = [row for row in rows if row.health == Health.UNREACHABLE.value and row.node_id not in over]
-        silent = [row for row in rows if row.admin not in _IN_HAND and not self._is_frozen(row, at)]
+        silent = [row for row in rows if row.admin not in IN_HAND and not self._is_frozen(row, at)]
         new = [row.node_id for row in silent if row.lost_at is None]
         if new:
             self._tell(new[:NODES_PER_ROUND])
@@ -134,7 +133,7 @@ class LostNodes:
             insert = _INSERT[connection.dialect.name]
             for node_id in sorted(chosen):
                 node = _hold(connection, node_id)
-                if node is None or node.health != Health.UNREACHABLE.value or node.admin in _IN_HAND:
+                if node is None or node.health != Health.UNREACHABLE.value or node.admin in IN_HAND:
                     continue
                 # Whoever saw it last may have had a clock ahead of this one.
                 lost_at = max(now, node.health_since)
@@ -212,7 +211,7 @@ def _is_over(node: Any, row: Any) -> bool:
     """
     if node.health != Health.UNREACHABLE.value or node.health_since > row.lost_at:
         return True
-    return node.admin in _IN_HAND and row.reclaimed_at is None
+    return node.admin in IN_HAND and row.reclaimed_at is None
 
 
 def _left(until: datetime, now: datetime, most: float) -> float:
@@ -296,7 +295,7 @@ _FORGET = tables.lost_nodes.delete().where(
         _states.health == Health.UNREACHABLE.value,
         _nodes.node_id == _lost.node_id,
         _states.health_since <= _lost.lost_at,
-        sa.or_(_nodes.admin.not_in(_IN_HAND), _lost.reclaimed_at.is_not(None)),
+        sa.or_(_nodes.admin.not_in(IN_HAND), _lost.reclaimed_at.is_not(None)),
     ),
 )
 _INSERT = {

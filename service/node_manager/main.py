@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
@@ -59,6 +60,7 @@ from node_manager.store import Store, open_store
 from node_manager.tracing import Tracing
 from node_manager.traffic import Traffic
 
+_SCRAPES = 8
 DESCRIPTION = """
 Looks after the nodes of a distributed IoT platform: registers them, watches their resources, checks their health.
 
@@ -140,7 +142,7 @@ def create_app(
         kafka=kafka,
         tokens=tokens,
         hub=EventHub(store, settings.configuration.event_stream, settings.configuration.kafka.source, clock),
-        metrics=metrics.watching(monitor, recorder),
+        metrics=metrics.watching(monitor, recorder, scheduler.leads),
         clock=clock,
     )
 
@@ -184,6 +186,8 @@ def create_app(
         license_info={"name": "GPL-3.0-or-later", "identifier": "GPL-3.0-or-later"},
     )
     app.state.parts = parts
+    # Threads beside those of all other calls, which may all wait for the store.
+    app.state.scrapes = CapacityLimiter(_SCRAPES)
     add_handlers(app)
     for router in (
         make_router(NodeFragments(store, registry, settings, clock)),

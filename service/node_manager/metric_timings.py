@@ -75,7 +75,7 @@ class MetricTimings(Timings):
         )
         self._dropped = Counter(
             "node_manager_relay_dropped_events",
-            "Events that were given up before Kafka had them, as too many waited.",
+            "Events that were given up before Kafka had them, as too many waited or one was too large for it.",
             registry=of_kafka,
         )
         self._kafka_up = Gauge(

@@ -2,14 +2,16 @@
 """The metrics of one manager, for Prometheus: the state in its store, how long its work takes, and its process.
 
 A registry of its own, nothing global. What is in the store is read anew for a scrape, in one transaction, but not twice within a
-second, whoever asks how often.
+second, whoever asks how often and in what form.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -36,6 +38,17 @@ _END = b"# EOF\n"
 _WATCHED_HOW = ("streaming", "opening", "left_to_ansible", *(liveness.value for liveness in Liveness))
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What the store said, and when; or why it said nothing."""
+
+    at: float
+    families: Sequence[Metric] = ()
+    # The gauges of each node, as lines.
+    nodes: bytes = b""
+    failure: str | None = None
+
+
 class Metrics:
     """What a scrape is answered with, and the timings that the parts are given."""
 
@@ -46,88 +59,102 @@ class Metrics:
         clock: Clock = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._store = store
+        self._settings = settings
+        self._clock = clock
         self._monotonic = monotonic
+        self._log = structlog.get_logger()
         self._lock = threading.Lock()
-        self._shown: dict[str, tuple[float, bytes]] = {}
+        self._look: Future[_Look] | None = None
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self.timings = MetricTimings(self.registry, kafka=settings.configuration.kafka.enabled)
-        self._of_store = _StoreCollector(store, settings, clock)
-        self.registry.register(self._of_store)
 
-    def watching(self, monitor: ResourceMonitor, recorder: Recorder) -> Metrics:
-        """Tell of the streams and of what waits to be recorded, too; give the metrics."""
-        self.registry.register(_StreamCollector(monitor, recorder))
+    def watching(self, monitor: ResourceMonitor, recorder: Recorder, leads: Callable[[], bool]) -> Metrics:
+        """Tell of the lead, the streams and what waits to be recorded, too; give the metrics."""
+        self.registry.register(_WatchCollector(monitor, recorder, leads))
         return self
 
-    def exposition(self, accept: str) -> tuple[bytes, str]:
+    def exposition(self, accept: str, *, asks_store: bool = True) -> tuple[bytes, str]:
         """Write all metrics in the form that an Accept header asks for; give the form's content type too.
 
-        Errors: StoreUnavailableError if another scrape goes on for too long; never for want of the store itself.
+        Where the store doesn't answer soon, or isn't asked, they are those of the process.
         """
         encode, content_type = choose_encoder(accept)
-        if not self._lock.acquire(timeout=_WAIT_SECONDS):
-            raise StoreUnavailableError("another scrape has been waiting for the store for too long")
-        try:
-            shown = self._shown.get(content_type)
-            if shown is None or self._monotonic() - shown[0] >= _SHARED_SECONDS:
-                # What somebody may ask for is no reason to keep more than the one form.
-                shown = self._monotonic(), self._with_nodes(encode(self.registry))
-                self._shown = {content_type: shown}
-            return shown[1], content_type
-        finally:
-            self._lock.release()
-
-    def _with_nodes(self, body: bytes) -> bytes:
-        """Add the gauges of each node, which were read with the rest."""
+        look = self._shared_look() if asks_store else _Look(0.0, failure="it didn't know the token in time")
+        if look.failure is not None:
+            self._log.warning("a scrape goes without the store", reason=look.failure)
+        body = encode(_Shown(self.registry, look))
         rest = body.removesuffix(_END)
-        return b"".join((rest, self._of_store.of_nodes.encode(), body[len(rest) :]))
+        return b"".join((rest, look.nodes, body[len(rest) :])), content_type
 
-
-class _StoreCollector(Collector):
-    """What is in the store, and whether it answers."""
-
-    def __init__(self, store: Store, settings: Settings, clock: Clock) -> None:
-        self._store = store
-        self._settings = settings
-        self._clock = clock
-        self._log = structlog.get_logger()
-        # Of the last look.
-        self.of_nodes = ""
-
-    def collect(self) -> Iterator[Metric]:
-        """Read it."""
-        build = gauge("build_info", "Always 1: the version of this manager.", ("version",))
-        build.add_metric((__version__,), 1)
-        yield build
+    def _shared_look(self) -> _Look:
+        """Give the look of the last second, or the one that is under way, or begin one."""
+        with self._lock:
+            look = self._look
+            if look is None or (look.done() and not self._is_fresh(look)):
+                look = self._look = Future()
+                # A thread of its own: whoever scrapes waits no longer than it must, however long the store takes.
+                threading.Thread(target=self._fill, args=(look,), name="metrics", daemon=True).start()
         try:
-            found, up = self._read(), 1
-        except StoreUnavailableError as error:
-            self._log.warning("a scrape goes without the store", reason=str(error))
-            found, up, self.of_nodes = [], 0, ""
-        yield single("store_up", "Whether the store answered this scrape; if not, what is kept in it is left out.", up)
-        yield from found
+            return look.result(_WAIT_SECONDS)
+        except TimeoutError:
+            return _Look(0.0, failure=f"it has said nothing for {_WAIT_SECONDS:g} s")
 
-    def _read(self) -> list[GaugeMetricFamily]:
+    def _is_fresh(self, look: Future[_Look]) -> bool:
+        return look.exception() is None and self._monotonic() - look.result().at < _SHARED_SECONDS
+
+    def _fill(self, look: Future[_Look]) -> None:
+        try:
+            families, nodes = self._read()
+            look.set_result(_Look(self._monotonic(), families, nodes.encode()))
+        except StoreUnavailableError as error:
+            look.set_result(_Look(self._monotonic(), failure=str(error)))
+        except Exception as error:  # whoever waits gets it
+            look.set_exception(error)
+
+    def _read(self) -> tuple[list[GaugeMetricFamily], str]:
         limits, now = self._settings.configuration.metrics, self._clock()
         with self._store.read() as connection:
             families, nodes = metrics_of_state.read(connection, self._settings, now)
             each = limits.per_node and nodes <= limits.max_nodes
-            self.of_nodes = metrics_of_nodes.read(connection, self._settings, now) if each else ""
+            of_nodes = metrics_of_nodes.read(connection, self._settings, now) if each else ""
         told = "Whether there are gauges for each node: metrics.per_node, and no more nodes than metrics.max_nodes."
-        return [*families, single("per_node_gauges", told, each)]
+        return [*families, single("per_node_gauges", told, each)], of_nodes
 
 
-class _StreamCollector(Collector):
-    """How this manager watches the fleet, and what it has seen and not stored yet."""
+class _Shown(Collector):
+    """What one scrape shows: the process as it is now, and the store as it was looked at."""
 
-    def __init__(self, monitor: ResourceMonitor, recorder: Recorder) -> None:
+    def __init__(self, registry: CollectorRegistry, look: _Look) -> None:
+        self._registry = registry
+        self._look = look
+
+    def collect(self) -> Iterator[Metric]:
+        """Put it together."""
+        yield from self._registry.collect()
+        build = gauge("build_info", "Always 1: the version of this manager.", ("version",))
+        build.add_metric((__version__,), 1)
+        yield build
+        told = "Whether the store answered this scrape; if not, what is kept in it is left out."
+        yield single("store_up", told, self._look.failure is None)
+        yield from self._look.families
+
+
+class _WatchCollector(Collector):
+    """Whether and how this manager watches the fleet, and what it has seen and not stored yet."""
+
+    def __init__(self, monitor: ResourceMonitor, recorder: Recorder, leads: Callable[[], bool]) -> None:
         self._monitor = monitor
         self._recorder = recorder
+        self._leads = leads
 
     def collect(self) -> Iterator[Metric]:
         """Ask for it."""
+        yield single(
+            "leads", "Whether this manager does the periodic work; of all managers of a store one does.", self._leads()
+        )
         watching, states, opened = self._monitor.streams()
         yield single(
             "watching", "Whether this manager watches the fleet; of all managers of a store one does.", watching

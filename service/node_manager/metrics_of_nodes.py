@@ -106,7 +106,10 @@ class _Gauges:
         self._quarantined = _Gauge(
             "node_quarantined", "Whether a node's host key changed, so that nothing of it is trusted."
         )
-        self._lost = _Gauge("node_lost", "Whether a node is lost: unreachable, and the owners of its work were told.")
+        self._lost = _Gauge(
+            "node_lost",
+            "Whether a node is lost: unreachable, the owners of its work were told, and no operator has it in hand.",
+        )
         self._contact = _Gauge(
             "node_last_contact_timestamp_seconds", "When a node was last reached, in seconds since 1970."
         )
@@ -134,7 +137,7 @@ class _Gauges:
         self._up.add(one, row.last_contact_at is not None and row.health != Health.UNREACHABLE.value)
         self._schedulable.add(one, node_brief.is_schedulable(row, self._fresh_from))
         self._quarantined.add(one, row.quarantined)
-        self._lost.add(one, row.lost_at is not None)
+        self._lost.add(one, row.lost_at is not None and row.admin not in node_brief.IN_HAND)
         if row.last_contact_at is not None:
             self._contact.add(one, row.last_contact_at.timestamp())
         self._add_sample(row)

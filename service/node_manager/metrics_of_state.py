@@ -28,9 +28,13 @@ MAX_ZONES = 50
 # What nodes are counted under whose type nobody configured, and those without a type.
 OTHER_TYPE = "other"
 NO_TYPE = "none"
+# As the alert has it, so that it says the same of a fleet without gauges of each node.
+NEARLY_FULL_PERCENT = 90
+_MICROSECONDS_PER_MINUTE = 60_000_000
 _WELL = (Health.HEALTHY.value, Health.DEGRADED.value)
 
 _nodes, _states, _jobs, _outbox = tables.nodes.c, tables.node_states.c, tables.jobs.c, tables.outbox.c
+_samples, _history = tables.node_samples.c, tables.sample_history.c
 _recoveries, _pauses = tables.recoveries.c, tables.recovery_pauses.c
 _is_fresh = sa.case(
     (_states.last_contact_at >= sa.bindparam("fresh_from", type_=tables.UtcDateTime), 1), else_=0
@@ -52,13 +56,34 @@ _CONDITIONS = (
         _states.last_contact_at >= sa.bindparam("fresh_from", type_=tables.UtcDateTime),
     )
 )
+# Of the samples only their minute's row in the history is read: they are documents of some KB. By a subquery, so that no planner
+# goes through the history of days.
+_COUNT_NEARLY_FULL = (
+    sa.select(sa.func.count())
+    .select_from(tables.node_samples)
+    .where(
+        _samples.observed_at >= sa.bindparam("fresh_from", type_=tables.UtcDateTime),
+        sa.select(_history.disk_percent_max)
+        .where(
+            _history.node_id == _samples.node_id,
+            _history.minute == sa.type_coerce(_samples.observed_at, sa.BigInteger) // _MICROSECONDS_PER_MINUTE,
+        )
+        .scalar_subquery()
+        > NEARLY_FULL_PERCENT,
+    )
+)
 _COUNT_JOBS = sa.select(_jobs.action, _jobs.state, sa.func.count().label("jobs")).group_by(_jobs.action, _jobs.state)
 _COUNT_RECOVERIES = (
     sa.select(_recoveries.state, sa.func.count().label("recoveries"))
     .where(_recoveries.dry_run.is_(sa.false()))
     .group_by(_recoveries.state)
 )
-_COUNT_LOST = sa.select(sa.func.count(), sa.func.count(tables.lost_nodes.c.reclaimed_at)).select_from(tables.lost_nodes)
+# A node whose work was taken stays on record as lost until it is back, whatever an operator says of it.
+_COUNT_LOST = (
+    sa.select(sa.func.count(), sa.func.count(tables.lost_nodes.c.reclaimed_at))
+    .join_from(tables.lost_nodes, tables.nodes, _nodes.node_id == tables.lost_nodes.c.node_id)
+    .where(_nodes.admin.not_in(node_brief.IN_HAND))
+)
 _GUARDS = sa.select(tables.guards.c.scope, tables.guards.c.state)
 _COUNT_PAUSES = sa.select(sa.func.count()).where(
     sa.or_(_pauses.until.is_(None), _pauses.until > sa.bindparam("now", type_=tables.UtcDateTime))
@@ -116,12 +141,18 @@ def _of_nodes(connection: sa.Connection, settings: Settings, now: datetime) -> t
         if row.admin == Admin.ACTIVE.value and row.health in _WELL and row.fresh and not row.quarantined:
             schedulable += row.nodes
     schedulable -= sum(map(node_brief.has_critical, connection.scalars(_CONDITIONS, {"fresh_from": fresh_from})))
+    nearly_full = connection.scalar(_COUNT_NEARLY_FULL, {"fresh_from": fresh_from}) or 0
     return [
         _counted("nodes", "Nodes by status and health.", ("status", "health"), by_status.items()),
         _counted("admin_nodes", "Nodes by what an operator says of them.", ("admin",), _keyed(by_admin)),
         _counted("type_nodes", "Nodes by type and health.", ("node_type", "health"), by_type.items()),
         single("schedulable_nodes", "Nodes that new work may be placed on.", schedulable),
         single("quarantined_nodes", "Nodes that nothing is trusted of, as their host key changed.", quarantined),
+        single(
+            "disk_nearly_full_nodes",
+            f"Nodes whose fullest filesystem is in use by more than {NEARLY_FULL_PERCENT} %; without what is stale.",
+            nearly_full,
+        ),
     ], total
 
 
@@ -151,7 +182,11 @@ def _of_recoveries(connection: sa.Connection, now: datetime) -> list[GaugeMetric
             "Pauses of automatic repair in force.",
             connection.scalar(_COUNT_PAUSES, {"now": now}) or 0,
         ),
-        single("lost_nodes", "Nodes that are lost: unreachable, and their owners were told.", lost),
+        single(
+            "lost_nodes",
+            "Nodes that are lost: unreachable, and their owners were told; none in an operator's hand.",
+            lost,
+        ),
         single("reclaimed_nodes", "Lost nodes whose allocations were taken from them.", reclaimed),
     ]
 

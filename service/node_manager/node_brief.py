@@ -17,6 +17,8 @@ from node_manager.store import tables
 from node_manager.store.documents import read_json
 
 _nodes, _states = tables.nodes.c, tables.node_states.c
+# An operator has such a node in hand: whatever becomes of it is nobody's alarm, and says nothing about failures.
+IN_HAND = (Admin.MAINTENANCE.value, Admin.OFFLINE.value)
 TYPE = sa.func.coalesce(_nodes.node_type, _states.recognised_type).label("type")
 COLUMNS = (
     _nodes.node_id,

@@ -172,13 +172,15 @@ class OutboxRelay:
         messages += [self._of_snapshot(snapshot) for snapshot in snapshots]
         messages += samples
         if messages:
-            for number in self._publisher.publish(messages, self._goes_on):
+            refused = set(self._publisher.publish(messages, self._goes_on))
+            for number in sorted(refused):
                 self._too_large(messages[number], is_event=number < len(events))
+            taken = [event for number, event in enumerate(events) if number not in refused]
             now = self._clock()
-            for event in events:
+            for event in taken:
                 self._timings.observe_relay(max(0.0, (now - event.occurred_at).total_seconds()))
-            self._timings.count_relayed(len(events))
-            self.status.relayed += len(events)
+            self._timings.count_relayed(len(taken))
+            self.status.relayed += len(taken)
         if self._is_due("save", _SAVE_SECONDS):
             self._save()
         return len(events) == BATCH or self._feed.waits or len(samples) == BATCH

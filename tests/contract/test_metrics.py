@@ -22,10 +22,12 @@ from builders import (
     make_settings,
     observe,
 )
+from job_parts import FakeRunner, wait_until
 from metrics_scrape import Scrape, read
 from node_manager import metrics_of_state, outbox
 from node_manager.domain import Admin, ContactReason, GuardState, JobAction
 from node_manager.job_store import JobStore
+from node_manager.jobs import JobQueue
 from node_manager.metrics import Metrics
 from node_manager.metrics_of_state import MAX_ZONES
 from node_manager.node_registry import NodeRegistry
@@ -35,6 +37,7 @@ from node_manager.recoveries import NewRecovery, Recoveries
 from node_manager.recovery_rows import read_patient
 from node_manager.resource_allocator import ResourceAllocator
 from node_manager.resource_monitor import ResourceMonitor
+from node_manager.scheduler import Scheduler
 from node_manager.settings import Settings
 from node_manager.store import Store, StoreUnavailableError, tables
 
@@ -197,6 +200,39 @@ def test_what_is_stale_is_left_out_and_when_it_was_seen_is_not(
     assert len(found.values("node_manager_node_up")) == 2
 
 
+@pytest.mark.parametrize("metrics", [{}, {"per_node": False}], ids=["gauges_of_nodes", "counts_only"])
+def test_nodes_whose_disk_is_nearly_full_are_counted(
+    store: Store, registry: NodeRegistry, log: ObservationLog, clock: FakeClock, metrics: dict[str, Any]
+) -> None:
+    settings = make_settings({"metrics": metrics})
+    full, image = make_filesystem("/data", 90.1), make_filesystem("/image", 100.0, read_only=True)
+    disks = {
+        "a": [make_filesystem("/", 10.0), full],
+        "b": [make_filesystem("/", 90.0), image],
+        "c": None,
+        "relieved": [make_filesystem("/", 50.0)],
+        "stale": [full],
+        "unseen": [],
+    }
+    register(registry, *disks)
+    now = clock.advance(1)
+    log.record([observe("sample", make_sample(filesystems=[full]), now, node_id) for node_id in ("relieved", "stale")])
+    now = clock.advance(settings.configuration.monitoring.stale_after_seconds + 1)
+    seen = ("a", "b", "c", "relieved")
+    log.record([observe("sample", make_sample(filesystems=disks[node_id]), now, node_id) for node_id in seen])
+
+    found = scrape(store, settings, clock)
+
+    assert found.value("node_manager_disk_nearly_full_nodes") == 1
+    if metrics == {}:
+        own = {
+            node_id
+            for node_id in disks
+            if [*found.values("node_manager_node_disk_used_ratio", node_id=node_id), 0][0] > 0.9
+        }
+        assert own == {"a"}
+
+
 @pytest.mark.parametrize(
     ("metrics", "each"),
     [
@@ -254,6 +290,23 @@ def test_jobs_and_recoveries_are_counted(
     assert sum(found.values("node_manager_recoveries")) == 1
     assert (found.value("node_manager_lost_nodes"), found.value("node_manager_reclaimed_nodes")) == (2, 1)
     assert found.value("node_manager_node_lost", node_id="a") == 1
+
+
+def test_a_lost_node_that_an_operator_has_in_hand_is_no_longer_told_of(
+    store: Store, settings: Settings, registry: NodeRegistry, clock: FakeClock
+) -> None:
+    hands = {"a": Admin.ACTIVE, "b": Admin.CORDONED, "c": Admin.MAINTENANCE, "d": Admin.OFFLINE}
+    register(registry, *hands)
+    with store.write() as connection:
+        connection.execute(tables.lost_nodes.insert(), [_lost(node_id, clock()) for node_id in hands])
+    for node_id, admin in hands.items():
+        registry.set_admin(node_id, admin, "it is on the bench")
+
+    found = scrape(store, settings, clock)
+
+    own = {node_id: found.value("node_manager_node_lost", node_id=node_id) for node_id in hands}
+    assert own == {"a": 1, "b": 1, "c": 0, "d": 0}
+    assert (found.value("node_manager_lost_nodes"), found.value("node_manager_reclaimed_nodes")) == (2, 2)
 
 
 def test_guards_are_told_of_up_to_a_number_of_zones(
@@ -364,22 +417,53 @@ def test_a_dead_store_gives_what_is_known_without_it() -> None:
     assert "node_manager_nodes" not in found.samples
 
 
-def test_scrapes_at_the_same_time_share_one_look(store: Store, clock: FakeClock) -> None:
+OPEN_METRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+
+
+@pytest.mark.parametrize("forms", [("",), ("", OPEN_METRICS)], ids=["one_form", "two_forms"])
+def test_scrapes_at_the_same_time_share_one_look(forms: tuple[str, ...]) -> None:
     dead, seconds = DeadStore(), Seconds()
-    metrics = Metrics(dead, make_settings(), clock, seconds)
+    metrics = Metrics(dead, make_settings(), FakeClock(), seconds)
 
     for now in (0.0, 0.5, 0.99, 1.0, 1.5):
         seconds.now = now
-        metrics.exposition("")
+        for form in forms:
+            metrics.exposition(form)
 
     assert dead.asked == 2
+
+
+def test_a_look_that_takes_long_is_shared_from_its_end_on() -> None:
+    seconds = Seconds()
+
+    class SlowStore(DeadStore):
+        def read(self) -> Any:
+            seconds.now += 3
+            return super().read()
+
+    slow = SlowStore()
+    metrics = Metrics(slow, make_settings(), FakeClock(), seconds)
+
+    for _ in range(3):
+        metrics.exposition("")
+        seconds.now += 0.3
+
+    assert slow.asked == 1
+
+
+def test_a_scrape_that_must_not_ask_the_store_does_not() -> None:
+    dead = DeadStore()
+
+    body, _ = Metrics(dead, make_settings(), FakeClock()).exposition("", asks_store=False)
+
+    assert (dead.asked, read(body.decode()).value("node_manager_store_up")) == (0, 0)
 
 
 def test_each_form_is_what_was_asked_for(store: Store, settings: Settings, clock: FakeClock) -> None:
     metrics = Metrics(store, settings, clock)
 
     plain, plain_type = metrics.exposition("")
-    opened, open_type = metrics.exposition("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5")
+    opened, open_type = metrics.exposition(OPEN_METRICS)
     _, again_type = metrics.exposition("text/html,*/*")
 
     assert (plain_type.partition(";")[0], again_type) == ("text/plain", plain_type)
@@ -388,7 +472,7 @@ def test_each_form_is_what_was_asked_for(store: Store, settings: Settings, clock
     assert not plain.endswith(b"# EOF\n")
 
 
-def test_a_scrape_that_hangs_holds_up_nobody_for_long(
+def test_a_look_that_hangs_leaves_what_is_known_without_it(
     store: Store, settings: Settings, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, go_on = threading.Event(), threading.Event()
@@ -402,16 +486,28 @@ def test_a_scrape_that_hangs_holds_up_nobody_for_long(
     monkeypatch.setattr(metrics_of_state, "read", hang)
     monkeypatch.setattr("node_manager.metrics._WAIT_SECONDS", 0.05)
     metrics = Metrics(store, settings, clock)
-    first = threading.Thread(target=metrics.exposition, args=("",))
-    first.start()
-    assert reading.wait(30)
 
     try:
-        with pytest.raises(StoreUnavailableError, match="another scrape"):
-            metrics.exposition("")
+        hung = [read(metrics.exposition(form)[0].decode()) for form in ("", "", "text/html")]
     finally:
+        assert reading.is_set()
         go_on.set()
-        first.join(30)
+
+    assert [found.value("node_manager_store_up") for found in hung] == [0, 0, 0]
+    assert [found.value("process_start_time_seconds") > 0 for found in hung] == [True] * 3
+    assert [name for name in hung[0].samples if name == "node_manager_nodes"] == []
+    wait_until(lambda: b"node_manager_store_up 1.0" in metrics.exposition("")[0])
+
+
+def test_a_look_that_stumbles_is_told_and_not_kept(
+    store: Store, settings: Settings, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics(store, settings, clock)
+    with monkeypatch.context() as patched:
+        patched.setattr(metrics_of_state, "read", lambda *_arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            metrics.exposition("")
+
     assert b"node_manager_store_up 1.0" in metrics.exposition("")[0]
 
 
@@ -420,7 +516,7 @@ def test_what_the_manager_does_itself_is_told_too(
 ) -> None:
     recorder = Recorder(log)
     monitor = ResourceMonitor(store, settings, recorder, clock)
-    metrics = Metrics(store, settings, clock).watching(monitor, recorder)
+    metrics = Metrics(store, settings, clock).watching(monitor, recorder, lambda: True)
     for _ in range(3):
         recorder.put(observe("sample", make_sample()))
     recorder.given_up = 5
@@ -429,10 +525,37 @@ def test_what_the_manager_does_itself_is_told_too(
 
     assert found.value("node_manager_recorder_waiting_observations") == 3
     assert found.value("node_manager_recorder_given_up_observations_total") == 5
+    assert found.value("node_manager_leads") == 1
     assert (found.value("node_manager_watching"), found.value("node_manager_streams_open")) == (0, 0)
     assert found.label("node_manager_watched_nodes", "state") == {
         "streaming", "opening", "left_to_ansible", "suspect", "unreachable", "path_lost", "asleep",
     }  # fmt: skip
+
+
+def test_a_store_that_takes_no_writes_is_up_and_nobody_leads(
+    store: Store, settings: Settings, clock: FakeClock, log: ObservationLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node_manager.scheduler.LEASE_SECONDS", 0.2)
+    recorder = Recorder(log)
+    queue = JobQueue(store, settings, clock, "one", runner=FakeRunner(settings))
+    scheduler = Scheduler(store, settings, queue, clock, "one")
+    monitor = ResourceMonitor(store, settings, recorder, clock)
+    metrics = Metrics(store, settings, clock).watching(monitor, recorder, scheduler.leads)
+    scheduler.round()
+    before = read(metrics.exposition("")[0].decode())
+
+    def refuse() -> Any:
+        raise StoreUnavailableError("database or disk is full")
+
+    monkeypatch.setattr(store, "write", refuse)
+    clock.advance(10)
+    with pytest.raises(StoreUnavailableError):
+        scheduler.round()
+    wait_until(lambda: not scheduler.leads())
+    found = read(metrics.exposition("")[0].decode())
+
+    assert (before.value("node_manager_leads"), before.value("node_manager_store_up")) == (1, 1)
+    assert (found.value("node_manager_leads"), found.value("node_manager_store_up")) == (0, 1)
 
 
 def test_parts_tell_how_long_they_took(store: Store, settings: Settings, clock: FakeClock) -> None:

@@ -24,6 +24,7 @@ from node_manager.settings import Settings
 from node_manager.shapes import Sample
 from node_manager.state_feed import StateFeed
 from node_manager.store import Store
+from node_manager.timings import Timings
 from node_manager.views import render_node_state
 
 DEADLINE_SECONDS = 20.0
@@ -81,6 +82,24 @@ class Broker:
 
 
 @dataclass
+class Heard(Timings):
+    """What the relay tells of its work."""
+
+    relayed: int = 0
+    dropped: int = 0
+    latencies: int = 0
+
+    def observe_relay(self, seconds: float) -> None:
+        self.latencies += 1
+
+    def count_relayed(self, events: int) -> None:
+        self.relayed += events
+
+    def count_dropped(self, events: int) -> None:
+        self.dropped += events
+
+
+@dataclass
 class Site:
     """A relay that runs, and what stands around it."""
 
@@ -90,11 +109,12 @@ class Site:
     registry: NodeRegistry
     broker: Broker = field(default_factory=Broker)
     leads: bool = True
+    heard: Heard = field(default_factory=Heard)
 
     def relay(self) -> OutboxRelay:
         feed = StateFeed(self.store, self.settings, self.registry, self.clock)
         kafka = self.settings.configuration.kafka
-        return OutboxRelay(self.store, kafka, feed, self.broker.connect, lambda: self.leads, self.clock)
+        return OutboxRelay(self.store, kafka, feed, self.broker.connect, lambda: self.leads, self.clock, self.heard)
 
     @contextmanager
     def running(self) -> Iterator[OutboxRelay]:
@@ -212,9 +232,12 @@ def test_relay_gives_up_what_kafka_never_takes(site: Site) -> None:
     site.write("a")
     site.write("huge", dropped_allocations=["x" * 2000])
     site.write("b")
-    with site.running():
+    with site.running() as relay:
         until(lambda: site.broker.events() == ["a", "b"])
         until(lambda: outbox.load_position(site.store, outbox.KAFKA) == outbox.newest(site.store))
+
+    assert (site.heard.relayed, site.heard.latencies, relay.status.relayed) == (2, 2, 2)
+    assert site.heard.dropped == 1
 
 
 def test_relay_is_silent_without_the_lead(site: Site) -> None:

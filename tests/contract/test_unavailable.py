@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import itertools
+import os
+import socket
 import sqlite3
 import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -18,8 +20,9 @@ import sqlalchemy as sa
 from builders import START, FakeClock, make_declaration, make_facts, make_sample, make_settings, observe
 from node_manager.node_registry import NodeRegistry
 from node_manager.observations import ObservationLog
-from node_manager.store import Store, StoreUnavailableError, open_store, tables
+from node_manager.store import Store, StoreUnavailableError, open_store, patience, tables
 from parts import postgresql_binaries, require, skip_or_fail
+from silent_peer import SilentPeer, silent_peer
 from stored import Rows
 
 BUSY_SECONDS = 0.3
@@ -235,6 +238,83 @@ def test_write_cut_by_a_restart_of_postgresql_leaves_nothing(
             write_over_a_restart()
 
         assert Rows(store).of(tables.leases) == []
+
+
+# silent
+
+
+@pytest.fixture
+def peer(postgresql_database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SilentPeer]:
+    """Stand between the store and its PostgreSQL, with less patience than usual."""
+    for name in ("PING_SECONDS", "READ_SECONDS"):
+        monkeypatch.setattr(patience, name, 0.5)
+    with silent_peer(postgresql_database) as between:
+        yield between
+
+
+def read_one(store: Store) -> None:
+    with store.read() as connection:
+        connection.execute(sa.select(tables.leases)).all()
+
+
+def read_on(store: Store, peer: SilentPeer) -> None:
+    with store.read() as connection:
+        connection.execute(sa.select(tables.leases)).all()
+        peer.fall_silent()
+        connection.execute(sa.select(tables.leases)).all()
+
+
+SILENCES: dict[str, Callable[[Store, SilentPeer], object]] = {
+    "read": lambda store, _peer: read_one(store),
+    "read_under_way": read_on,
+    "write": lambda store, _peer: NodeRegistry(store, make_settings(), FakeClock()).register(make_declaration()),
+    "change_mark": lambda store, _peer: store.change_mark(),
+}
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("ask", SILENCES.values(), ids=SILENCES)
+def test_store_gives_up_a_postgresql_that_says_nothing_and_goes_on_once_it_does(
+    peer: SilentPeer, ask: Callable[[Store, SilentPeer], object]
+) -> None:
+    with closing(open_store(peer.url, busy_timeout_seconds=2)) as store:
+        ask_again = SILENCES["read"] if ask is read_on else ask
+        read_one(store)
+        store.change_mark()
+        if ask is not read_on:
+            peer.fall_silent()
+
+        began = time.monotonic()
+        for attempt in (ask, ask_again):
+            with pytest.raises(StoreUnavailableError):
+                attempt(store, peer)
+        waited_seconds = time.monotonic() - began
+        peer.speak()
+        ask_again(store, peer)
+
+    # Each waits for the silent connection, the one that there was, and the next one that it tries.
+    assert waited_seconds < 2 * (0.5 + 2) + 5
+
+
+@pytest.mark.postgresql
+def test_writes_may_take_longer_than_reads(peer: SilentPeer) -> None:
+    with closing(open_store(peer.url)) as store:
+        with store.write() as connection:
+            connection.execute(sa.text("SELECT pg_sleep(1)"))
+        with pytest.raises(StoreUnavailableError, match="said nothing"), store.read() as connection:
+            connection.execute(sa.text("SELECT pg_sleep(30)"))
+
+
+@pytest.mark.postgresql
+def test_connections_notice_that_their_peer_is_gone(peer: SilentPeer) -> None:
+    with closing(open_store(f"{peer.url}?keepalives_idle=7")) as store, store.read() as connection:
+        driver = connection.connection.driver_connection
+        with socket.socket(fileno=os.dup(driver.fileno())) as link:
+            options = (socket.TCP_USER_TIMEOUT, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            found = [link.getsockopt(socket.IPPROTO_TCP, option) for option in options]
+            alive = link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+    assert (found, alive) == ([10_000, 7, 3, 3], 1)
 
 
 def control(url: str, action: str, *arguments: str) -> None:

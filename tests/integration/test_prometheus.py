@@ -39,6 +39,7 @@ def configure(folder: Path, service: RunningService, port: int) -> dict[str, Any
     for group in rules["groups"]:
         for rule in group["rules"]:
             rule["for"] = "1s"
+            rule.pop("keep_firing_for", None)
     (folder / "alerts.yml").write_text(yaml.safe_dump(rules), "utf-8")
     (folder / "rules.yml").write_text((DOCS / "rules.yml").read_text("utf-8"), "utf-8")
     (folder / "token").write_text(service.token, "ascii")

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Header, Request, Response
 
 from node_manager import prometheus_targets
@@ -24,17 +26,19 @@ _TEXT = {"text/plain": {"schema": {"type": "string"}}, "application/openmetrics-
     response_class=Response,
     responses={200: {"description": "Metrics in the form that Accept asks for", "content": _TEXT}, **responses()},
 )
-def read_metrics(
+async def read_metrics(
+    request: Request,
     parts: PartsDependency,
-    _identity: Scraper,
+    identity: Scraper,
     accept: Annotated[str, Header(description="application/openmetrics-text, or anything: Prometheus' text form")] = "",
 ) -> Response:
     """Read the manager's metrics, for Prometheus.
 
     While the store doesn't answer they are those of the process, and `node_manager_store_up` is 0; a token that was good within
-    the last hour is still let in then.
+    the last hour is still let in then, and 503 is for all others.
     """
-    body, content_type = parts.metrics.exposition(accept)
+    write = partial(parts.metrics.exposition, accept, asks_store=not identity.remembered)
+    body, content_type = await to_thread.run_sync(write, limiter=request.app.state.scrapes)
     return Response(body, headers={"Content-Type": content_type})
 
 

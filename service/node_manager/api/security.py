@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
+from anyio import CapacityLimiter, fail_after, to_thread
 from fastapi import Depends, HTTPException, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
@@ -17,6 +18,8 @@ from node_manager.store import StoreUnavailableError
 _bearer = HTTPBearer(auto_error=False, description="A token made by `nodectl token create`")
 _ANYBODY = Identity("", "anybody (auth.enabled is false)", Role.ADMIN)
 _MAX_TOKEN_CHARACTERS = 256
+# Of the ten that Prometheus waits; the look at the store needs some of them too.
+_PATIENCE_SECONDS = 2.0
 
 
 def require(*roles: Role, without_store: bool = False) -> Callable[..., Awaitable[Identity]]:
@@ -49,15 +52,28 @@ async def _identify(
         raise _unauthenticated("send a token: 'Authorization: Bearer nm_...'; nodectl token create makes one")
     identity = tokens.cached(credentials.credentials)
     if identity is None:
-        try:
+        if without_store:
+            identity = await _identify_soon(tokens, credentials.credentials, request.app.state.scrapes)
+        else:
             identity = await run_in_threadpool(tokens.authenticate, credentials.credentials)
-        except StoreUnavailableError:
-            identity = tokens.remembered(credentials.credentials) if without_store else None
-            if identity is None:
-                raise
     if identity is None:
         raise _unauthenticated("the token is unknown or revoked; nodectl token create makes a new one")
     return identity
+
+
+async def _identify_soon(tokens: Tokens, text: str, limiter: CapacityLimiter) -> Identity | None:
+    """Ask the store, and memory where it doesn't answer in time.
+
+    Errors: StoreUnavailableError if neither knows.
+    """
+    try:
+        with fail_after(_PATIENCE_SECONDS):
+            return await to_thread.run_sync(tokens.authenticate, text, abandon_on_cancel=True, limiter=limiter)
+    except (StoreUnavailableError, TimeoutError) as error:
+        identity = tokens.remembered(text)
+        if identity is None:
+            raise StoreUnavailableError(str(error) or "the store doesn't answer") from error
+        return identity
 
 
 def _unauthenticated(detail: str) -> HTTPException:

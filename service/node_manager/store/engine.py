@@ -53,10 +53,14 @@ class Store:
         self._writer = writer or engine
         # Outside of the pool, whose connections come and go: SQLite counts the commits of all connections but the one
         # that asks.
-        self._mark_engine = sa.create_engine(engine.url, poolclass=sa.NullPool)
         if engine.dialect.name == "sqlite":
+            self._mark_engine = sa.create_engine(engine.url, poolclass=sa.NullPool)
             self._reader = engine.execution_options(**{_READ_ONLY: True})
         else:
+            # What a transaction began would go on seeing the same state.
+            self._mark_engine = _postgresql_engine(
+                engine.url, busy_timeout_seconds, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT"
+            )
             self._reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._busy_timeout_seconds = busy_timeout_seconds
         # SQLite lets one writer in and others poll with growing pauses; threads of one process queue here instead.
@@ -99,23 +103,29 @@ class Store:
         Costs a small part of any query, so that what was made from a state can be kept while the state stands.
         Errors: StoreUnavailableError.
         """
-        with _unavailable_translated(), self._mark_lock:
+        if not self._mark_lock.acquire(timeout=self._busy_timeout_seconds):
+            raise StoreUnavailableError("others have been waiting for the store for too long")
+        try:
+            with _unavailable_translated():
+                return self._change_mark()
+        finally:
+            self._mark_lock.release()
+
+    def _change_mark(self) -> str:
+        try:
             if self._mark_connection is None:
                 self._mark_connection = self._mark_engine.raw_connection()
-            driver = self._mark_connection
-            try:
-                # Past SQLAlchemy, whose transaction around the one statement costs ten times the statement.
-                cursor = driver.cursor()
-                cursor.execute(_CHANGE_MARK[self.dialect])
-                row = cursor.fetchone()
-                # What PostgreSQL's driver began would go on seeing the same state.
-                driver.rollback()
-            except self._engine.dialect.loaded_dbapi.Error as error:
-                driver.invalidate()
+            # Past SQLAlchemy, whose transaction around the one statement costs ten times the statement.
+            cursor = self._mark_connection.cursor()
+            cursor.execute(_CHANGE_MARK[self.dialect])
+            row = cursor.fetchone()
+        except self._engine.dialect.loaded_dbapi.Error as error:
+            if self._mark_connection is not None:
+                self._mark_connection.invalidate()
                 self._mark_connection = None
-                raise StoreUnavailableError(str(error)) from error
-            assert row is not None
-            return str(row[0])
+            raise StoreUnavailableError(str(error)) from error
+        assert row is not None
+        return str(row[0])
 
     def close(self) -> None:
         """Close all connections."""
@@ -139,18 +149,15 @@ def open_store(url: str, busy_timeout_seconds: float = 5, pool_size: int = 8) ->
         # What a connection keeps of the file is void once another one has written: always the same one writes.
         writer = _sqlite_engine(parsed, busy_timeout_seconds, 1, _WRITER_CACHE_KIB)
     else:
-        engine = sa.create_engine(
+        engine = _postgresql_engine(
             parsed,
+            busy_timeout_seconds,
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=busy_timeout_seconds,
             pool_pre_ping=True,
             json_serializer=write_json,
             json_deserializer=read_json,
-            connect_args={
-                "connect_timeout": max(2, int(busy_timeout_seconds)),
-                "options": f"-c lock_timeout={max(1, int(busy_timeout_seconds * 1000))}",
-            },
         )
     try:
         with _unavailable_translated():
@@ -159,6 +166,12 @@ def open_store(url: str, busy_timeout_seconds: float = 5, pool_size: int = 8) ->
         engine.dispose()
         raise
     return Store(engine, busy_timeout_seconds, writer)
+
+
+def _postgresql_engine(url: sa.URL, busy_timeout_seconds: float, **more: Any) -> sa.Engine:
+    from node_manager.store import patience  # noqa: PLC0415  # its driver is installed only where it is wanted
+
+    return patience.make_engine(url, busy_timeout_seconds, **more)
 
 
 def _sqlite_engine(url: sa.URL, busy_timeout_seconds: float, pool_size: int, cache_kib: int = _CACHE_KIB) -> sa.Engine:

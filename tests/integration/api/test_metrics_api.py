@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import httpx
 import psycopg
@@ -15,8 +17,12 @@ import pytest
 from job_parts import wait_until
 from metrics_scrape import read
 from running_service import RunningService
+from silent_peer import silent_peer
 from sqlalchemy import make_url
 
+# What Prometheus waits for a scrape, unless it is told otherwise.
+PROMETHEUS_SECONDS = 10
+CALLERS = 60
 REFUSED = [
     ({"port": "0"}, "port"),
     ({"port": "65536"}, "port"),
@@ -60,6 +66,13 @@ def test_metrics_come_in_the_form_that_is_asked_for(api: httpx.Client) -> None:
     assert opened.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert opened.text.endswith("# EOF\n")
     assert read(plain.text).value("node_manager_store_up") == 1
+
+
+def test_a_manager_leads_also_where_it_looks_at_nodes_by_request_only(service: RunningService) -> None:
+    with service.client() as api:
+        wait_until(lambda: read(api.get("/metrics").text).value("node_manager_leads") == 1)
+
+        assert service.variables()["NODE_MANAGER_MONITORING__SCHEDULED"] == "false"
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/prometheus/targets"])
@@ -145,6 +158,41 @@ def test_a_dead_store_leaves_the_metrics_of_the_process(
     assert "node_manager_nodes" not in found.samples
     assert others == [503, 503, 503]
     assert after == 401
+
+
+def test_a_store_that_says_nothing_holds_up_no_scrape(tmp_path: Path, postgresql_database: str) -> None:
+    with silent_peer(postgresql_database) as peer, ThreadPoolExecutor(CALLERS) as callers:
+        variables = {"NODE_MANAGER_STORAGE__URL": peer.url, "NODE_MANAGER_AUTH__CACHE_SECONDS": "0.01"}
+        service = RunningService(tmp_path / "home", variables).start()
+        try:
+            with service.client() as api, service.client("nm_nobody") as stranger:
+                before = read(api.get("/metrics").text)
+                peer.fall_silent()
+                # More than there are threads for calls, all of which wait for the store.
+                over = Event()
+                waiting = [callers.submit(call_until, over, api) for _ in range(CALLERS)]
+                scrapes = [api.get("/metrics", timeout=PROMETHEUS_SECONDS) for _ in range(4)]
+                refused = stranger.get("/metrics", timeout=PROMETHEUS_SECONDS).status_code
+                peer.speak()
+                over.set()
+                answers = {status for found in waiting for status in found.result(60)}
+                wait_until(lambda: read(api.get("/metrics").text).value("node_manager_store_up") == 1)
+        finally:
+            service.kill()
+
+    assert before.value("node_manager_store_up") == 1
+    assert [read(scrape.text).value("node_manager_store_up") for scrape in scrapes] == [0] * 4
+    assert max(scrape.elapsed.total_seconds() for scrape in scrapes) < PROMETHEUS_SECONDS / 2
+    assert refused == 503
+    assert {503} <= answers <= {200, 503}
+
+
+def call_until(over: Event, api: httpx.Client) -> list[int]:
+    """Ask for nodes over and over; give the statuses."""
+    found = []
+    while not over.is_set():
+        found.append(api.get("/nodes").status_code)
+    return found
 
 
 def test_a_token_that_is_revoked_is_not_remembered(
