@@ -310,21 +310,21 @@ class Sampler:
         now = self._clock()
         if now - self._clock_read[0] >= _CLOCK_MAX_AGE_SECONDS:
             self._clock_read = (now, self._reader.clock())
-        return TimeReading(parse_uptime(self._reader.read_again("/proc/uptime")), self._clock_read[1])
+        return TimeReading(parse_uptime(self._reader.read_again("/proc/uptime", whole=True)), self._clock_read[1])
 
     def _read_cpu(self) -> CpuReading:
-        times = parse_cpu_times(self._reader.read_again("/proc/stat"))
+        times = parse_cpu_times(self._reader.read_again("/proc/stat", whole=True))
         self._cpu_count = times.count
-        loads = parse_loadavg(self._reader.read_again("/proc/loadavg"))
+        loads = parse_loadavg(self._reader.read_again("/proc/loadavg", whole=True))
         return CpuReading(times, loads, self._read_pressure("cpu", with_full=False))
 
     def _read_memory(self) -> MemoryReading:
-        memory = parse_meminfo(self._reader.read_again("/proc/meminfo"))
+        memory = parse_meminfo(self._reader.read_again("/proc/meminfo", whole=True))
         oom_kills = parse_oom_kills(self._reader.read_optional("/proc/vmstat", again=True))
         return MemoryReading(memory, self._read_pressure("memory", with_full=True), oom_kills)
 
     def _read_pressure(self, resource: str, *, with_full: bool) -> Pressure:
-        text = self._reader.read_optional("/proc/pressure/" + resource, again=True)
+        text = self._reader.read_optional("/proc/pressure/" + resource, again=True, whole=True)
         return parse_pressure(text, with_full=with_full) if text else None
 
     def _find_filesystems(self) -> MoreTasks:

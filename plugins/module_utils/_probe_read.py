@@ -84,18 +84,19 @@ class Reader:
             os.close(descriptor)
         return data.decode("utf-8", "surrogateescape")
 
-    def read_again(self, path: str) -> str:
+    def read_again(self, path: str, *, whole: bool = False) -> str:
         """Read a file of the kernel's that is read with every sample: left open, it takes half the time.
 
         For files whose meaning doesn't change while they are open, as those of /proc. From its beginning, like `read_text`,
-        and only one thread at a time may read the same path.
+        and only one thread at a time may read the same path. A *whole* one the kernel gives in one piece (single_open in its
+        sources): what ends with a newline needs no second look.
         """
         descriptor = self._kept.get(path)
         if descriptor is None:
             descriptor = self._kept[path] = os.open(self._prefix + path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             data = os.pread(descriptor, _CHUNK_BYTES, 0)
-            more = data
+            more = b"" if whole and data.endswith(b"\n") else data
             while more and len(data) < _MAX_FILE_BYTES:
                 more = os.pread(descriptor, _CHUNK_BYTES, len(data))
                 data += more
@@ -105,10 +106,10 @@ class Reader:
             raise
         return data.decode("utf-8", "surrogateescape")
 
-    def read_optional(self, path: str, *, again: bool = False) -> Optional[str]:
+    def read_optional(self, path: str, *, again: bool = False, whole: bool = False) -> Optional[str]:
         """Read a file that not every node has; None where the node can't tell."""
         try:
-            return self.read_again(path) if again else self.read_text(path)
+            return self.read_again(path, whole=whole) if again else self.read_text(path)
         except OSError as error:
             if error.errno in _NOT_TOLD:
                 return None

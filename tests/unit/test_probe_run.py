@@ -421,14 +421,15 @@ def release_fifo(path: Path) -> None:
             threading.Event().wait(0.01)
 
 
-def test_read_again_reads_what_is_there_now(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["in-pieces", "whole"])
+def test_read_again_reads_what_is_there_now(tmp_path: Path, whole: bool) -> None:
     reader = Reader(str(tmp_path))
-    texts = ["short", "x" * 200_000 + "end", "", "again"]
+    texts = ["short", "x" * 200_000 + "end", "", "again\n"]
 
     seen = []
     for text in texts:
         (tmp_path / "stat").write_text(text)
-        seen.append(reader.read_again("/stat"))
+        seen.append(reader.read_again("/stat", whole=whole))
 
     assert seen == texts
 
