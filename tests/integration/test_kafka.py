@@ -217,6 +217,23 @@ def test_commands_are_carried_out_and_poison_stops_nothing(tmp_path: Path, clust
     assert letters[0].headers["dlq_topic"] == "orders.commands.v1"
 
 
+def test_commands_may_be_compressed(tmp_path: Path, cluster: KafkaCluster) -> None:
+    ways = ["gzip", "snappy", "lz4", "zstd"]
+    with managing(tmp_path / "home", cluster, "packed") as service:
+        wait(lambda: "topics were created" in service.log)
+        for way in ways:
+            sender = Sender(cluster.addresses, "packed.commands.v1", way)
+            # A sender leaves as it is what doesn't become smaller.
+            node = {"node_id": way, "address": "127.9.0.1", "node_type": "server", "labels": {"line": "a" * 60}}
+            for number in range(20):
+                sender.send(f"{way}-{number}", "node.register", node)
+            sender.flush()
+        answers = read_until(cluster.addresses, named("packed", ANSWERS), lambda found: len(found) == 20 * len(ways))
+
+    assert Counter(message.headers["ce_subject"] for message in answers) == dict.fromkeys(ways, 20)
+    assert {message.headers["ce_type"] for message in answers} == {"commands.answer.done"}
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.postgresql
 def test_two_managers_share_the_commands(tmp_path: Path, cluster: KafkaCluster, postgresql_database: str) -> None:
