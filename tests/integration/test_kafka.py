@@ -90,6 +90,7 @@ def wait(condition: Callable[[], bool]) -> None:
 
 def test_a_reader_of_the_topics_sees_the_fleet(tmp_path: Path, cluster: KafkaCluster) -> None:
     with managing(tmp_path / "home", cluster, "fleet") as service, service.client() as client:
+        wait(lambda: "events go to Kafka" in service.log)
         register(client, *[f"n-{number}" for number in range(30)], labels={"line": "a"})
         for number in range(0, 30, 3):
             see(client, f"n-{number}")
