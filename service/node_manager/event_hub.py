@@ -323,6 +323,9 @@ class _Tail:
 
     def note_room(self) -> None:
         """Let the thread go on if nobody whom it waits for would be left behind."""
+        if self._room.is_set():
+            # Until the next events come; it is asked after each take of each reader.
+            return
         needed = self.end - self._limit + self._size
         if all(reader.next >= needed or reader.not_waited_for for reader in self.readers):
             self._room.set()

@@ -7,8 +7,8 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -192,6 +192,37 @@ def test_burst_leaves_no_reader_behind_that_goes_on_reading(store: Store) -> Non
         return found
 
     assert asyncio.run(main()) == [[f"n-{number}" for number in range(200)]] * 2
+
+
+class Counted(set[Reader]):
+    """Readers that count how often somebody goes through all of them."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[Reader]:
+        self.walks += 1
+        return super().__iter__()
+
+
+def test_readers_who_take_do_not_look_at_all_others(store: Store) -> None:
+    async def main() -> int:
+        hub = make_hub(store)
+        async with AsyncExitStack() as stack:
+            readers = [await stack.enter_async_context(joined(hub)) for _ in range(50)]
+            for reader in readers:
+                hub.attach(reader)
+            tail = readers[0].attached
+            tail.readers = counted = Counted(tail.readers)
+            await asyncio.to_thread(write, store, "a")
+            for reader in readers:
+                await reader.wait(WAIT_SECONDS)
+                assert reader.take(0, 1000).wire
+            walks = counted.walks
+        await asyncio.to_thread(hub.stop)
+        return walks
+
+    # To wake them, and to see that nobody lags behind.
+    assert asyncio.run(main()) <= 4
 
 
 def test_readers_stay_while_the_store_does_not_answer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
