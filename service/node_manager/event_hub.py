@@ -137,6 +137,11 @@ class EventHub:
         """Tell how many read along."""
         return len(self._readers)
 
+    @property
+    def commits_in_order(self) -> bool:
+        """Tell whether no event can appear any more below one that is there."""
+        return self._store.dialect == "sqlite"
+
     async def join(self, wanted: EventFilter) -> Reader:
         """Let one more in; leave() must follow. It reads along once it is attached.
 

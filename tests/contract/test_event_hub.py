@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -276,6 +277,28 @@ def test_catching_up_waits_while_the_store_does_not_answer(store: Store, monkeyp
         return [subject for _, subject, _ in found]
 
     assert asyncio.run(main()) == ["a", "b"]
+
+
+def test_stream_that_ends_gives_ids_ahead_of_the_tail_where_commits_are_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/nodes.db")
+
+    async def main() -> tuple[list[int], list[str]]:
+        hub = make_hub(store)
+        async with joined(hub) as reader:
+            # The tail sees nothing of what comes.
+            monkeypatch.setattr(event_hub, "_READ_SECONDS", WAIT_SECONDS)
+            mark = store.change_mark()
+            monkeypatch.setattr(store, "change_mark", lambda: mark)
+            await asyncio.to_thread(write, store, "a", "b", "c")
+            first = await read(hub, reader, terms(0, follow=False), 99)
+            again = await read(hub, reader, terms(int(first[-1][2]), follow=False), 99)
+        await asyncio.to_thread(hub.stop)
+        return [int(position) for _, _, position in first], [subject for _, subject, _ in again]
+
+    assert asyncio.run(main()) == ([1, 2, 3], [])
+    store.close()
 
 
 @pytest.mark.postgresql
