@@ -233,11 +233,11 @@ def poll(consumer: KafkaConsumer, milliseconds: int) -> dict[TopicPartition, lis
     except (errors.CorruptRecordError, errors.UnsupportedCodecError) as error:
         # kafka-python 3.0.12 doesn't say where it is. False: it was at nothing that it had got, but at a broker's answer.
         reading = consumer._fetcher._next_partition_records
-        if not reading:
+        offset = consumer.position(reading.topic_partition, timeout_ms=milliseconds) if reading else None
+        if offset is None:
             raise
-        partition = reading.topic_partition
         corrupt = isinstance(error, errors.CorruptRecordError)
-        raise UnreadableError(partition, consumer.position(partition), _words(error), corrupt=corrupt) from error
+        raise UnreadableError(reading.topic_partition, offset, _words(error), corrupt=corrupt) from error
     return found
 
 
