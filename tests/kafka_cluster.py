@@ -110,6 +110,10 @@ class KafkaCluster:
         for number in range(len(self._ports)):
             self.kill(number)
 
+    def log_file(self, topic: str, partition: int = 0) -> Path:
+        """Give the file in which the first broker has a partition's first messages."""
+        return self._folder / "data-0" / f"{topic}-{partition}" / f"{0:020}.log"
+
     def _signal(self, number: int, what: signal.Signals) -> None:
         process = self._processes[number]
         assert process is not None

@@ -85,8 +85,10 @@ def fleet_of(messages: Sequence[Told]) -> dict[str, Any]:
 class Sender:
     """Sends commands as a sister service would."""
 
-    def __init__(self, brokers: Sequence[str], topic: str = "node-manager.commands.v1") -> None:
-        self._producer = Producer({"bootstrap.servers": ",".join(brokers)})
+    def __init__(
+        self, brokers: Sequence[str], topic: str = "node-manager.commands.v1", compression: str = "none"
+    ) -> None:
+        self._producer = Producer({"bootstrap.servers": ",".join(brokers), "compression.type": compression})
         self._topic = topic
 
     def send(self, command_id: str, command_type: str, data: object, key: str = "any") -> None:

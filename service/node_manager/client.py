@@ -36,6 +36,9 @@ _PAGE = 1000
 _POLL_SECONDS = 0.5
 # How long a service may be away before who follows it gives up.
 _RECONNECT_SECONDS = 60.0
+_ANSWER_SECONDS = 30.0
+# Well above the pause between two keepalives (event_stream.keepalive_seconds); where it isn't, a quiet stream is taken up again.
+_QUIET_SECONDS = 120.0
 _NOTES = frozenset({"gap", "dropped", "bye"})
 
 
@@ -135,7 +138,7 @@ class HttpManager:
 
     def __init__(self, url: str, token: str | None) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=30)
+        self._client = httpx.Client(base_url=url, headers=headers, timeout=_ANSWER_SECONDS)
 
     def nodes(self, wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """List nodes page by page."""
@@ -174,7 +177,7 @@ class HttpManager:
                     position, failed_since = last_id or position, None
                     if event in _NOTES:
                         note(f"{event}: {data.get('message')}")
-                    elif data.get("id") not in seen:
+                    elif data and data.get("id") not in seen:
                         seen.append(data["id"])
                         yield data
                 if not follow:
@@ -188,6 +191,7 @@ class HttpManager:
     def _stream(
         self, wanted: EventFilter, position: str | None, *, follow: bool
     ) -> Iterator[tuple[str, dict[str, Any], str]]:
+        """Give event, data and the last id of each block; of keepalives and the like there is only the id."""
         query = {
             "type": sorted(wanted.types),
             "topic": sorted(wanted.topics),
@@ -195,7 +199,8 @@ class HttpManager:
             "follow": str(follow).lower(),
         }
         headers = {} if position is None else {"Last-Event-ID": position}
-        with self._client.stream("GET", "/events", params=query, headers=headers) as answer:
+        timeout = httpx.Timeout(_ANSWER_SECONDS, read=_QUIET_SECONDS)
+        with self._client.stream("GET", "/events", params=query, headers=headers, timeout=timeout) as answer:
             if not answer.is_success:
                 answer.read()
                 raise _failure(answer)
@@ -208,8 +213,8 @@ class HttpManager:
                     last_id = value
                 elif name == "data":
                     data = value
-                elif not line and data:
-                    yield event, json.loads(data), last_id
+                elif not line:
+                    yield event, json.loads(data) if data else {}, last_id
                     event = data = ""
 
     def close(self) -> None:

@@ -137,6 +137,11 @@ class EventHub:
         """Tell how many read along."""
         return len(self._readers)
 
+    @property
+    def commits_in_order(self) -> bool:
+        """Tell whether no event can appear any more below one that is there."""
+        return self._store.dialect == "sqlite"
+
     async def join(self, wanted: EventFilter) -> Reader:
         """Let one more in; leave() must follow. It reads along once it is attached.
 
@@ -323,6 +328,9 @@ class _Tail:
 
     def note_room(self) -> None:
         """Let the thread go on if nobody whom it waits for would be left behind."""
+        if self._room.is_set():
+            # Until the next events come; it is asked after each take of each reader.
+            return
         needed = self.end - self._limit + self._size
         if all(reader.next >= needed or reader.not_waited_for for reader in self.readers):
             self._room.set()

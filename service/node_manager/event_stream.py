@@ -85,7 +85,8 @@ class EventStream:
                 yield chunk
         # Above the position there may be events that the tail has yet to come to: those are not taken from it again.
         known: set[int] = set()
-        up_to, position = max(tail.top, 0 if self._terms.follow else self._newest), tail.position
+        up_to = max(tail.top, 0 if self._terms.follow else self._newest)
+        position = up_to if self._hub.commits_in_order else tail.position
         if self._terms.follow:
             self._hub.attach(self._reader, known)
         async for chunk in self._read(up_to, position, known):

@@ -17,7 +17,8 @@ from node_manager.events import EventType
 from node_manager.platform_settings import KafkaSettings
 
 if TYPE_CHECKING:
-    from kafka import KafkaConsumer
+    from kafka import KafkaConsumer, TopicPartition
+    from kafka.consumer.fetcher import ConsumerRecord
 
 _VERSION = "v1"
 _CONNECT_SECONDS = 3
@@ -53,6 +54,17 @@ class Message(NamedTuple):
 
 class LinkError(Exception):
     """Kafka can't be reached or doesn't take what it is given; a retry on a new link may succeed."""
+
+
+class UnreadableError(Exception):
+    """The library can't read what is in a partition at an offset; those behind it can't be read before it is passed."""
+
+    def __init__(self, partition: TopicPartition, offset: int, reason: str, *, corrupt: bool) -> None:
+        super().__init__(reason)
+        self.partition = partition
+        self.offset = offset
+        # True: it is broken for everybody, or for this library; False: it lacks something to read it with.
+        self.corrupt = corrupt
 
 
 def topic_name(settings: KafkaSettings, topic: str) -> str:
@@ -207,6 +219,41 @@ def open_consumer(settings: KafkaSettings) -> KafkaConsumer:
         )
         consumer.subscribe([topic_name(settings, Topic.COMMANDS)])
         return consumer
+
+
+def poll(consumer: KafkaConsumer, milliseconds: int) -> dict[TopicPartition, list[ConsumerRecord]]:
+    """Give what has come, by partition.
+
+    Errors: UnreadableError; the consumer must be closed then, or sought past it. The library's own.
+    """
+    from kafka import errors  # noqa: PLC0415
+
+    try:
+        found: dict[TopicPartition, list[ConsumerRecord]] = consumer.poll(timeout_ms=milliseconds)
+    except (errors.CorruptRecordError, errors.UnsupportedCodecError) as error:
+        # kafka-python 3.0.12 doesn't say where it is. False: it was at nothing that it had got, but at a broker's answer.
+        reading = consumer._fetcher._next_partition_records
+        offset = consumer.position(reading.topic_partition, timeout_ms=milliseconds) if reading else None
+        if offset is None:
+            raise
+        corrupt = isinstance(error, errors.CorruptRecordError)
+        raise UnreadableError(reading.topic_partition, offset, _words(error), corrupt=corrupt) from error
+    return found
+
+
+def is_of_the_link(error: BaseException) -> bool:
+    """Tell whether an error means that Kafka can't be reached."""
+    from kafka import errors  # noqa: PLC0415
+
+    return isinstance(
+        error,
+        LinkError
+        | OSError
+        | errors.KafkaConnectionError
+        | errors.KafkaTimeoutError
+        | errors.NetworkExceptionError
+        | errors.NodeNotReadyError,
+    )
 
 
 class _Translated:

@@ -7,13 +7,15 @@ All lines pass the same way: the service's own, those of libraries, warnings, an
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import unquote
 
 import sqlalchemy as sa
 import structlog
@@ -24,6 +26,8 @@ from node_manager.tracing import add_trace_ids
 
 # These write what they send, or each statement with its values, where they are let to.
 _NEVER_CHATTY = ("sqlalchemy", "httpx", "httpcore", "urllib3", "opentelemetry")
+# `name=value,name=value`; OpenTelemetry writes what is no such list to the log as it is.
+_HEADER_VARIABLES = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 
 
 def configure_logging(settings: LoggingSettings, secrets: Iterable[str] = (), *, traces: bool = False) -> None:
@@ -72,15 +76,25 @@ def configure_logging(settings: LoggingSettings, secrets: Iterable[str] = (), *,
     threading.excepthook = _on_uncaught_in_thread
 
 
-def secrets_of(settings: Settings) -> list[str]:
-    """Collect the secrets that the settings hold."""
+def secrets_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Collect the secrets that the settings hold, and those among OpenTelemetry's variables."""
     found = [sa.make_url(settings.storage_url).password]
     password_file = settings.configuration.kafka.sasl_password_file
     if password_file is not None:
         # Who needs it says what is wrong with it.
-        with suppress(OSError, UnicodeDecodeError):
-            found.append(Path(password_file).read_text("utf-8").strip())
+        with suppress(OSError, RuntimeError, UnicodeDecodeError):
+            found.append(password_file.expanduser().read_text("utf-8").strip())
+    for name in _HEADER_VARIABLES:
+        found.extend(_header_values(environ.get(name, "")))
     return [str(secret) for secret in found if secret]
+
+
+def _header_values(text: str) -> Iterator[str]:
+    for part in text.split(","):
+        value = re.split("[=:]", part, maxsplit=1)[-1].strip()
+        yield value
+        # As it is sent, and without the word before it, such as Bearer.
+        yield from unquote(value).split()[-1:]
 
 
 class _Redact:

@@ -113,9 +113,9 @@ class OutboxRelay:
             self._thread.join(_STOP_SECONDS)
 
     def offer_samples(self, found: Iterable[tuple[str, datetime, str, Sample]]) -> None:
-        """Take samples to be told of: of a node no more than one in an interval, and only as long as there is room."""
+        """Take samples to be told of: of a node no more than one in an interval, while there is a link, and only the newest."""
         interval = self._settings.resources_interval_seconds
-        if interval == 0:
+        if interval == 0 or not self.status.connected:
             return
         for node_id, at, source, sample in found:
             last = self._sampled_at.get(node_id)
@@ -158,6 +158,9 @@ class OutboxRelay:
             self._reader = OutboxReader(self._store, self._saved_position)
             self._feed.begin_anew()
             self._due.clear()
+            # Those that waited when the link was lost.
+            self._samples.clear()
+            self._sampled_at.clear()
             self.status.connected = True
             self.status.last_error = None
             self._timings.set_kafka_up(True)

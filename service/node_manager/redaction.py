@@ -6,6 +6,7 @@ Pure. What is no plain data is shown as its repr().
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -30,34 +31,66 @@ _FIRST = ("timestamp", "level", "event")
 _MIN_KNOWN = 4
 
 _WORDS = (
-    "password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|authorization|cookie|sasl_"
+    "password|passwd|passphrase|pwd|secret|token(?!izer)|api[_-]?key|access[_-]?key|private[_-]?key|authorization|cookie"
+    "|sasl_"
 )
+# Names that end so say where a secret is or who has it, and not what it is.
+_HARMLESS_ENDS = (
+    "file", "path", "_id", "_ids", "_name", "_names", "_count", "_type", "_seconds", "credential", "credentials",
+)  # fmt: skip
 _SECRET_KEY = re.compile(_WORDS, re.IGNORECASE)
-# Names that say where a secret is or who has it, and not what it is.
-_HARMLESS_KEY = re.compile(
-    r"(?:file|path|_id|_ids|_name|_names|_count|_type|_seconds|credentials?)$|^(?:tokenizer|no_credential)",
-    re.IGNORECASE,
-)
-_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
+_HARMLESS_KEY = re.compile(rf"(?:{'|'.join(_HARMLESS_ENDS)})$", re.IGNORECASE)
+_REST_OF_NAME = r"[\w-]{0,40}+" + "".join(f"(?<!{end})" for end in _HARMLESS_ENDS)
+_EQUALS = r"(?P<quoted>\\{0,31}[\"'])?\s{0,4}[=:]\s{0,4}"
+# In JSON within JSON quotes have backslashes, as many at the end as at the beginning. An unfinished one goes to the end.
+_QUOTED = r"b?(?P<slashes>\\{0,31})(?P<quote>[\"']).*?(?:(?<!\\)(?P=slashes)(?P=quote)|\Z)"
+# What a colon follows that is not before a port.
+_USER = re.compile(r"://[^:/@\[]*:(?!\d{1,5}[/?#\"'\\])")
+
+_Replacement = str | Callable[[re.Match[str]], str]
+
+
+def _pattern(text: str, replacement: _Replacement) -> tuple[re.Pattern[str], _Replacement]:
+    return re.compile(text, re.IGNORECASE | re.DOTALL), replacement
+
+
+def _without_password(word: re.Match[str]) -> str:
+    """Hide the password of a URL, up to the last @ of the word: it may have one that nobody escaped."""
+    text = word.group()
+    end = text.rfind("@")
+    user = _USER.search(text) if end > 0 else None
+    return text if user is None or user.end() > end else f"{text[: user.end()]}{REDACTED}{text[end:]}"
+
+
+def _without_credentials(found: re.Match[str]) -> str:
+    """Hide what stands behind the word Basic where it is a name and a password, and no word of a sentence."""
+    text = found["word"].rstrip("=").translate({ord("-"): "+", ord("_"): "/"})
+    text = text[: len(text) - (len(text) % 4 == 1)]
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
+        return found.group()
+    is_text = sum(32 <= byte < 127 for byte in raw) >= len(raw) * 0.75
+    return f"{found['name']} {REDACTED}" if is_text and b":" in raw else found.group()
+
+
+# The time that each takes grows with the text and no faster: repetitions are bounded, or take all that they have looked at.
+_PATTERNS = (
     # An unfinished one too: texts are cut.
-    (
-        re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]{0,40}-----|\Z)", re.DOTALL),
-        REDACTED,
+    _pattern(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]{0,40}-----|\Z)", REDACTED),
+    _pattern(r"://\S+", _without_password),
+    _pattern(r"\bnm_[A-Z0-9_-]{16,}", REDACTED),
+    _pattern(r"\b(bearer)\s{1,8}[^\s\"',]+", rf"\1 {REDACTED}"),
+    _pattern(r"\b(?P<name>basic)\s{1,8}(?P<word>[A-Z0-9+/=_-]{8,})", _without_credentials),
+    # Several values in one, parted by spaces.
+    _pattern(
+        rf"(?P<key>(?:authorization|cookie){_REST_OF_NAME}{_EQUALS})"
+        rf"(?:{_QUOTED}(?(quoted)|[^\r\n]*)|[^\r\n]+)",
+        rf"\g<key>{REDACTED}",
     ),
-    # Up to the last @ of the word: a password may have one that nobody escaped.
-    (re.compile(r"(://[^\s:/@]*):\S*@"), rf"\1:{REDACTED}@"),
-    (re.compile(r"\bnm_[A-Za-z0-9_-]{16,}"), REDACTED),
-    (re.compile(r"\b(bearer)\s+[^\s\"',]+", re.IGNORECASE), rf"\1 {REDACTED}"),
-    (re.compile(r"\b(basic)\s+[A-Za-z0-9+/=_-]{8,}", re.IGNORECASE), rf"\1 {REDACTED}"),
-    (
-        re.compile(
-            rf"((?:{_WORDS})[\w-]{{0,40}}[\"']?\s{{0,4}}[=:]\s{{0,4}})(?:b?\"(?:[^\"\\]|\\.)*\"|b?'(?:[^'\\]|\\.)*'|\S+)",
-            re.IGNORECASE,
-        ),
-        rf"\1{REDACTED}",
-    ),
+    _pattern(rf"(?P<key>(?:{_WORDS}){_REST_OF_NAME}{_EQUALS})(?:{_QUOTED}|\S+)", rf"\g<key>{REDACTED}"),
 )
-# What each of the patterns has in it: nearly all texts are let through after one search instead of six.
+# What each of the patterns has in it: nearly all texts are let through after one search instead of seven.
 _SUSPICIOUS = re.compile(rf"://|-----BEGIN|nm_|bearer|basic|{_WORDS}", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 _CONTROL_BUT_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
@@ -163,7 +196,20 @@ class _Room:
 
 
 def _spellings(text: str) -> Iterable[str]:
-    return text, quote(text, safe=""), quote_plus(text), repr(text)[1:-1], json.dumps(text)[1:-1]
+    """Give what a text may look like within URLs, within repr() of texts and bytes, and within JSON, also twice."""
+    yield text
+    raw = text.encode("utf-8", "backslashreplace")
+    for safe in ("", "/", " +"):
+        yield quote(raw, safe=safe)
+    yield quote_plus(raw)
+    # Which quotes are escaped depends on what else is in the text.
+    for beside in ("", '"', "'\""):
+        yield repr(beside + text)[1:-1].removeprefix(repr(beside)[1:-1])
+        yield repr(beside.encode() + raw)[2:-1].removeprefix(repr(beside.encode())[2:-1])
+    for plain in (False, True):
+        once = json.dumps(text, ensure_ascii=plain)[1:-1]
+        yield once
+        yield json.dumps(once, ensure_ascii=plain)[1:-1]
 
 
 @lru_cache(maxsize=_MAX_REMEMBERED)

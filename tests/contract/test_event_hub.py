@@ -7,9 +7,10 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,6 +195,37 @@ def test_burst_leaves_no_reader_behind_that_goes_on_reading(store: Store) -> Non
     assert asyncio.run(main()) == [[f"n-{number}" for number in range(200)]] * 2
 
 
+class Counted(set[Reader]):
+    """Readers that count how often somebody goes through all of them."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[Reader]:
+        self.walks += 1
+        return super().__iter__()
+
+
+def test_readers_who_take_do_not_look_at_all_others(store: Store) -> None:
+    async def main() -> int:
+        hub = make_hub(store)
+        async with AsyncExitStack() as stack:
+            readers = [await stack.enter_async_context(joined(hub)) for _ in range(50)]
+            for reader in readers:
+                hub.attach(reader)
+            tail = readers[0].attached
+            tail.readers = counted = Counted(tail.readers)
+            await asyncio.to_thread(write, store, "a")
+            for reader in readers:
+                await reader.wait(WAIT_SECONDS)
+                assert reader.take(0, 1000).wire
+            walks = counted.walks
+        await asyncio.to_thread(hub.stop)
+        return walks
+
+    # To wake them, and to see that nobody lags behind.
+    assert asyncio.run(main()) <= 4
+
+
 def test_readers_stay_while_the_store_does_not_answer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_hub, "_RETRY_SECONDS", 0.05)
     failures = 0
@@ -245,6 +277,28 @@ def test_catching_up_waits_while_the_store_does_not_answer(store: Store, monkeyp
         return [subject for _, subject, _ in found]
 
     assert asyncio.run(main()) == ["a", "b"]
+
+
+def test_stream_that_ends_gives_ids_ahead_of_the_tail_where_commits_are_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/nodes.db")
+
+    async def main() -> tuple[list[int], list[str]]:
+        hub = make_hub(store)
+        async with joined(hub) as reader:
+            # The tail sees nothing of what comes.
+            monkeypatch.setattr(event_hub, "_READ_SECONDS", WAIT_SECONDS)
+            mark = store.change_mark()
+            monkeypatch.setattr(store, "change_mark", lambda: mark)
+            await asyncio.to_thread(write, store, "a", "b", "c")
+            first = await read(hub, reader, terms(0, follow=False), 99)
+            again = await read(hub, reader, terms(int(first[-1][2]), follow=False), 99)
+        await asyncio.to_thread(hub.stop)
+        return [int(position) for _, _, position in first], [subject for _, subject, _ in again]
+
+    assert asyncio.run(main()) == ([1, 2, 3], [])
+    store.close()
 
 
 @pytest.mark.postgresql

@@ -41,6 +41,12 @@ class Broker:
     breaks_after: int | None = None
     largest: int = 1_000_000
     links: int = 0
+    # While it is cleared nothing is taken.
+    ready: threading.Event = field(default_factory=threading.Event)
+    asked: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.ready.set()
 
     def connect(self) -> Broker:
         if not self.up:
@@ -49,6 +55,8 @@ class Broker:
         return self
 
     def publish(self, messages: Sequence[Message], goes_on: Callable[[], bool]) -> list[int]:
+        self.asked.set()
+        assert self.ready.wait(DEADLINE_SECONDS)
         refused = []
         for number, message in enumerate(messages):
             if self.breaks_after is not None:
@@ -344,14 +352,26 @@ def test_states_begin_with_all_nodes_and_what_is_gone(site: Site) -> None:
 # samples
 
 
+def offer(relay: OutboxRelay, *node_ids: str) -> None:
+    sample = Sample.model_validate(make_sample())
+    relay.offer_samples([(node_id, START, "ssh", sample) for node_id in node_ids])
+
+
+def hold(site: Site) -> None:
+    """Have the relay wait for the broker."""
+    site.broker.ready.clear()
+    site.broker.asked.clear()
+    site.write("held")
+    assert site.broker.asked.wait(DEADLINE_SECONDS)
+
+
 def test_samples_are_told_once_in_an_interval(site: Site) -> None:
     sample = Sample.model_validate(make_sample(41.5))
-    relay = site.relay()
     times = (0, 10, 59, 60, 90, 125)
-    relay.offer_samples([("a", START + timedelta(seconds=at), "ssh", sample) for at in times])
-    relay.start()
-    until(lambda: len(site.broker.events()) == 3)
-    relay.stop()
+    with site.running() as relay:
+        until(lambda: relay.status.connected)
+        relay.offer_samples([("a", START + timedelta(seconds=at), "ssh", sample) for at in times])
+        until(lambda: len(site.broker.events()) == 3)
 
     message = next(message for message in site.broker.taken if message.topic == "node-manager.node.resources.v1")
     data = json.loads(message.value or b"")
@@ -362,19 +382,50 @@ def test_samples_are_told_once_in_an_interval(site: Site) -> None:
 
 def test_samples_that_wait_are_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node_manager.outbox_relay._MAX_SAMPLES", 3)
-    sample = Sample.model_validate(make_sample())
-    relay = site.relay()
-    relay.offer_samples([(f"n-{number}", START, "ssh", sample) for number in range(9)])
-    relay.start()
-    until(lambda: site.broker.events() == ["n-6", "n-7", "n-8"])
-    relay.stop()
+    with site.running() as relay:
+        until(lambda: relay.status.connected)
+        hold(site)
+        offer(relay, *[f"n-{number}" for number in range(9)])
+        site.broker.ready.set()
+        until(lambda: site.broker.events() == ["held", "n-6", "n-7", "n-8"])
+
+
+def test_samples_of_an_outage_are_not_told_later(site: Site) -> None:
+    with site.running() as relay:
+        until(lambda: relay.status.connected)
+        hold(site)
+        offer(relay, "waits")
+        site.broker.up = False
+        site.broker.ready.set()
+        until(lambda: not relay.status.connected)
+        offer(relay, "waits", "meanwhile")
+        site.broker.up = True
+        until(lambda: relay.status.connected)
+        offer(relay, "waits")
+        until(lambda: len(site.broker.events()) == 2)
+        site.write("end")
+        until(lambda: "end" in site.broker.events())
+
+    # Once, and that is the one of after it.
+    assert site.broker.events() == ["held", "waits", "end"]
+
+
+def test_samples_are_not_taken_by_one_who_does_not_lead(site: Site) -> None:
+    site.leads = False
+    with site.running() as relay:
+        offer(relay, "standby")
+        site.leads = True
+        until(lambda: relay.status.connected)
+        offer(relay, "leading")
+        until(lambda: len(site.broker.events()) > 0)
+
+    assert site.broker.events() == ["leading"]
 
 
 def test_samples_are_not_told_where_that_is_switched_off(site: Site) -> None:
     site.settings = make_settings({"kafka": {"bootstrap_servers": ["127.0.0.1:9"], "resources_interval_seconds": 0}})
-    relay = site.relay()
-    relay.offer_samples([("a", START, "ssh", Sample.model_validate(make_sample()))])
-    site.write("end")
-    relay.start()
-    until(lambda: site.broker.events() == ["end"])
-    relay.stop()
+    with site.running() as relay:
+        until(lambda: relay.status.connected)
+        offer(relay, "a")
+        site.write("end")
+        until(lambda: site.broker.events() == ["end"])

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import httpx
 import pytest
 from builders import make_facts, make_report, make_sample
 from chaos.events import Plan, run
+from kafka import KafkaProducer
 from kafka_cluster import KafkaCluster, kafka_cluster
 from kafka_reader import Sender, Told, fleet_of, read_topic, read_until
 from node_manager.kafka_link import LinkError, Message, Publisher, create_topics
@@ -89,6 +90,7 @@ def wait(condition: Callable[[], bool]) -> None:
 
 def test_a_reader_of_the_topics_sees_the_fleet(tmp_path: Path, cluster: KafkaCluster) -> None:
     with managing(tmp_path / "home", cluster, "fleet") as service, service.client() as client:
+        wait(lambda: "events go to Kafka" in service.log)
         register(client, *[f"n-{number}" for number in range(30)], labels={"line": "a"})
         for number in range(0, 30, 3):
             see(client, f"n-{number}")
@@ -215,6 +217,78 @@ def test_commands_are_carried_out_and_poison_stops_nothing(tmp_path: Path, clust
     assert {letter.headers["dlq_code"] for letter in letters} == {"not_json", "invalid_data"}
     assert letters[0].headers["ce_id"] == "bad-0"
     assert letters[0].headers["dlq_topic"] == "orders.commands.v1"
+
+
+def test_commands_may_be_compressed(tmp_path: Path, cluster: KafkaCluster) -> None:
+    ways = ["gzip", "snappy", "lz4", "zstd"]
+    with managing(tmp_path / "home", cluster, "packed") as service:
+        wait(lambda: "topics were created" in service.log)
+        for way in ways:
+            sender = Sender(cluster.addresses, "packed.commands.v1", way)
+            # A sender leaves as it is what doesn't become smaller.
+            node = {"node_id": way, "address": "127.9.0.1", "node_type": "server", "labels": {"line": "a" * 60}}
+            for number in range(20):
+                sender.send(f"{way}-{number}", "node.register", node)
+            sender.flush()
+        answers = read_until(cluster.addresses, named("packed", ANSWERS), lambda found: len(found) == 20 * len(ways))
+
+    assert Counter(message.headers["ce_subject"] for message in answers) == dict.fromkeys(ways, 20)
+    assert {message.headers["ce_type"] for message in answers} == {"commands.answer.done"}
+
+
+class NoText(str):
+    """The name of a header that is no UTF-8, which brokers take and some libraries can't read."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        """Give bytes that are none."""
+        return b"\xff\xfe"
+
+
+def send_batch(brokers: Sequence[str], topic: str, values: Sequence[tuple[str, bytes]]) -> None:
+    """Send messages in one batch, each with the name of its one header."""
+    producer = KafkaProducer(bootstrap_servers=list(brokers), linger_ms=10_000, batch_size=2**20)
+    for name, value in values:
+        producer.send(topic, value=value, key=b"any", headers=[(name, b"x")])
+    producer.flush(30)
+    producer.close()
+
+
+def test_batches_that_cant_be_read_are_passed_by(tmp_path: Path, cluster: KafkaCluster) -> None:
+    topic, home = "broken.commands.v1", tmp_path / "home"
+    with managing(home, cluster, "broken", NODE_MANAGER_KAFKA__PARTITIONS="1") as service:
+        wait(lambda: "topics were created" in service.log)
+    sender = Sender(cluster.addresses, topic)
+    node = {"address": "127.9.0.1", "node_type": "server"}
+    sender.send("c-0", "node.register", {"node_id": "first", **node})
+    sender.flush()
+    send_batch(cluster.addresses, topic, [("a", b"readable"), (NoText("b"), b"no text"), ("c", b"behind it")])
+    sender.send("c-4", "node.register", {"node_id": "between", **node})
+    sender.flush()
+    sender.send("c-5", "node.register", {"node_id": "rotten", **node})
+    sender.flush()
+    file = cluster.log_file(topic)
+    with file.open("r+b") as log:
+        log.seek(-1, 2)
+        (last,) = log.read()
+        log.seek(-1, 2)
+        log.write(bytes([last ^ 1]))
+    sender.send("c-6", "node.register", {"node_id": "last", **node})
+    sender.flush()
+
+    with managing(home, cluster, "broken", NODE_MANAGER_KAFKA__PARTITIONS="1") as service:
+        answers = read_until(cluster.addresses, named("broken", ANSWERS), lambda found: len(found) == 3)
+        letters = read_until(cluster.addresses, named("broken", DEAD_LETTERS), lambda found: len(found) == 4)
+        log_text = service.log
+
+    assert [message.headers["ce_subject"] for message in answers] == ["first", "between", "last"]
+    assert [(letter.headers["dlq_offset"], letter.headers["dlq_code"]) for letter in letters] == [
+        ("1", "not_json"), ("2", "unreadable"), ("3", "unreadable"), ("5", "unreadable"),
+    ]  # fmt: skip
+    assert [letter.value for letter in letters] == [b"readable", None, None, None]
+    assert "crc" in letters[3].headers["dlq_reason"]
+    assert "can't be reached" not in log_text
 
 
 @pytest.mark.timeout(240)

@@ -6,12 +6,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from node_manager import client
+from node_manager.event_history import EventFilter
 from running_service import RunningService
 
 WAIT_SECONDS = 60
@@ -105,3 +110,75 @@ def test_events_without_a_service_says_so(service: RunningService) -> None:
         errors = refused.communicate(timeout=WAIT_SECONDS)[1]
 
     assert (refused.returncode, "127.0.0.1:1" in errors) == (3, True)
+
+
+class Flaky(ThreadingHTTPServer):
+    """Answers GET /events with one script after the other, cutting each off at its end; None keeps still for a while."""
+
+    daemon_threads = True
+
+    def __init__(self, *scripts: list[str | None]) -> None:
+        super().__init__(("127.0.0.1", 0), _FlakyHandler)
+        self.scripts = list(scripts)
+        self.asked_from: list[str | None] = []
+
+
+class _FlakyHandler(BaseHTTPRequestHandler):
+    server: Flaky
+
+    def do_GET(self) -> None:
+        self.server.asked_from.append(self.headers.get("Last-Event-ID"))
+        self.send_response(200)
+        # Longer than what follows: it can't end well.
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        for block in self.server.scripts.pop(0):
+            if block is None:
+                threading.Event().wait(0.6)
+            else:
+                self.wfile.write(f"{block}\n\n".encode())
+                self.wfile.flush()
+
+    def log_message(self, *_arguments: object) -> None:
+        """Keep quiet."""
+
+
+@contextmanager
+def followed(*scripts: list[str | None]) -> Iterator[tuple[Flaky, Iterator[dict[str, Any]]]]:
+    """Follow such a server from now on."""
+    with Flaky(*scripts) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        with closing(client.HttpManager(f"http://127.0.0.1:{server.server_port}", None)) as manager:
+            yield server, manager.events(EventFilter(), None, lambda _: None, follow=True)
+        server.shutdown()
+        thread.join()
+
+
+EVENT = 'event: x\ndata: {"id": "e"}\nid: 50'
+
+
+def test_events_goes_on_where_a_quiet_stream_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(client, "_QUIET_SECONDS", 0.3)
+    with followed(
+        [": connected\nid: 41\nretry: 2000"],
+        [": connected\nid: 41", ": keepalive\nid: 47"],
+        # Longer than the follower waits for a keepalive.
+        [": connected\nid: 48", None],
+        [EVENT],
+    ) as (server, events):
+        found = next(events)
+
+    assert found == {"id": "e"}
+    assert server.asked_from == [None, "41", "47", "48"]
+
+
+def test_events_outlives_any_number_of_interruptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(client, "_RECONNECT_SECONDS", 0.2)
+    cut: list[str | None] = [": connected\nid: 41"]
+    with followed(*[cut] * 60, [EVENT]) as (server, events):
+        assert next(events) == {"id": "e"}
+
+    assert len(server.asked_from) == 61

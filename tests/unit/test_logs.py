@@ -127,5 +127,39 @@ def test_secrets_of_finds_those_that_the_settings_hold(tmp_path: Path) -> None:
     }
     url = "postgresql+psycopg://nodes:pass%40word@db/nodes"
 
-    assert secrets_of(make_settings({"storage": {"url": url}, "kafka": kafka})) == ["pass@word", SECRET]
-    assert secrets_of(make_settings({"kafka": {**kafka, "sasl_password_file": "/nowhere"}})) == []
+    assert secrets_of(make_settings({"storage": {"url": url}, "kafka": kafka}), {}) == ["pass@word", SECRET]
+    assert secrets_of(make_settings({"kafka": {**kafka, "sasl_password_file": "/nowhere"}}), {}) == []
+    assert secrets_of(make_settings({"kafka": {**kafka, "sasl_password_file": "~nobody-here/x"}}), {}) == []
+
+
+def test_secrets_of_looks_where_the_link_to_kafka_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "password").write_text(SECRET)
+
+    assert secrets_of(make_settings({"kafka": {"sasl_password_file": "~/password"}}), {}) == [SECRET]
+
+
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"])
+def test_headers_of_the_collector_are_secret_also_where_they_are_wrong(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_MANAGER_HOME", str(tmp_path))
+    monkeypatch.setenv(
+        name, "x-honeycomb-team: hunter2hunter2,authorization=Basic%20aHVudGVyMg==,x=first=hunter3,lonely-hunter4"
+    )
+    written = run("""
+from node_manager.logs import configure_logging, secrets_of
+from node_manager.platform_settings import TracingSettings
+from node_manager.settings import load_settings
+from node_manager.tracing import Tracing
+import structlog
+settings = load_settings()
+configure_logging(settings.configuration.logging, secrets_of(settings))
+Tracing(TracingSettings(enabled=True)).stop()
+structlog.get_logger().info("aHVudGVyMg==")
+""")
+
+    assert "Header format invalid" in written
+    assert "x-honeycomb-team" in written
+    assert "hunter" not in written
+    assert "aHVudGVyMg" not in written

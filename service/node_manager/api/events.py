@@ -14,6 +14,7 @@ from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.security.utils import get_authorization_scheme_param
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
@@ -157,7 +158,8 @@ def _read_id(field: str, text: str | None) -> int | None:
 
 def _allowance(request: Request) -> Callable[[], Awaitable[bool]]:
     """Give a way to ask whether the bearer of a request is still let in."""
-    text = request.headers.get("authorization", "").partition(" ")[2]
+    # As the door reads it.
+    _, text = get_authorization_scheme_param(request.headers.get("authorization"))
     parts = request.app.state.parts
     tokens: Tokens = parts.tokens
     enabled: bool = parts.settings.configuration.auth.enabled

@@ -138,6 +138,14 @@ def test_reader_whose_token_is_revoked_is_shown_out(store: Store, follow: Follow
     assert owner.take(1)[0]["subject"] == "gw-1"
 
 
+def test_reader_stays_however_the_door_let_it_in(follow: Follow, tight_service: RunningService) -> None:
+    reader = follow(token=f"  {tight_service.token}")
+
+    found = [message for _, message in zip(range(4), reader.messages(), strict=False)]
+
+    assert [message.comments for message in found] == [["connected"], *[["keepalive"]] * 3]
+
+
 @pytest.mark.parametrize("role", [Role.AGENT])
 def test_reader_needs_to_be_a_viewer(store: Store, follow: Follow, role: Role) -> None:
     text, _ = Tokens(store).create("probe", role)
