@@ -12,7 +12,7 @@ caller prints it, flushes and returns, and must not join threads.
 from __future__ import annotations
 
 import time
-from typing import Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ._bounds import JsonValue, TooLargeError, clean
 from ._engine import Runtime, cannot_list_message, find_runtime, no_runtime_message, read_containers, read_usage
@@ -64,8 +64,9 @@ _COLLECTOR_LIMIT_SECONDS = 2.0
 _SPEED_MAX_AGE_SECONDS = 60.0
 # vcgencmd is a process; its bits that matter stay set until the next boot.
 _THROTTLED_MAX_AGE_SECONDS = 15.0
-# Asking the kernel about its clock goes through ctypes, a tenth of a sample; what is asked changes within minutes.
-_CLOCK_MAX_AGE_SECONDS = 30.0
+# What costs much of a sample and rarely changes: the clock, asked through ctypes; the mounts, of which the kernel tells when
+# there are others, but not of a filesystem that gave up writing; and all of vmstat for one number in it.
+_RARE_MAX_AGE_SECONDS = 30.0
 _MAX_FILESYSTEMS = 64
 _MAX_SENSORS = 16
 _SHOW_SERVICES = ("systemctl", "show", "--no-pager", "--property=Id,ActiveState,NRestarts", "--", "*.service")
@@ -185,6 +186,8 @@ class Sampler:
         self._cpu_count = 1
         # Parsing the mounts costs more than all other parts of a sample, and they hardly ever change.
         self._mounts_text = ""
+        self._mounts_at = float("-inf")
+        self._oom_kills: Tuple[float, Optional[int]] = (float("-inf"), None)
         self._mounts = MoreTasks((), None)
         self._speeds: Dict[str, Tuple[float, Optional[int]]] = {}
         self._clock_read: Tuple[float, Optional[ClockReading]] = (float("-inf"), None)
@@ -291,7 +294,7 @@ class Sampler:
             "containers": containers.part if isinstance(containers, ContainersReading) else None,
             "thermal": values.get(("thermal", "")),
             "services": values.get(("services", "")),
-            "root_read_only": values.get(root),
+            "root_read_only": _is_root_read_only(values.get(root), filesystems),
             "errors": errors,
         }
 
@@ -308,7 +311,7 @@ class Sampler:
         if self._boot_id is None:
             self._boot_id = self._reader.read_word("/proc/sys/kernel/random/boot_id")
         now = self._clock()
-        if now - self._clock_read[0] >= _CLOCK_MAX_AGE_SECONDS:
+        if now - self._clock_read[0] >= _RARE_MAX_AGE_SECONDS:
             self._clock_read = (now, self._reader.clock())
         return TimeReading(parse_uptime(self._reader.read_again("/proc/uptime", whole=True)), self._clock_read[1])
 
@@ -320,15 +323,21 @@ class Sampler:
 
     def _read_memory(self) -> MemoryReading:
         memory = parse_meminfo(self._reader.read_again("/proc/meminfo", whole=True))
-        oom_kills = parse_oom_kills(self._reader.read_optional("/proc/vmstat", again=True))
-        return MemoryReading(memory, self._read_pressure("memory", with_full=True), oom_kills)
+        now = self._clock()
+        if now - self._oom_kills[0] >= _RARE_MAX_AGE_SECONDS:
+            self._oom_kills = (now, parse_oom_kills(self._reader.read_optional("/proc/vmstat", again=True)))
+        return MemoryReading(memory, self._read_pressure("memory", with_full=True), self._oom_kills[1])
 
     def _read_pressure(self, resource: str, *, with_full: bool) -> Pressure:
         text = self._reader.read_optional("/proc/pressure/" + resource, again=True, whole=True)
         return parse_pressure(text, with_full=with_full) if text else None
 
     def _find_filesystems(self) -> MoreTasks:
+        now = self._clock()
+        if not self._reader.has_changed("/proc/self/mountinfo") and now - self._mounts_at < _RARE_MAX_AGE_SECONDS:
+            return self._mounts
         text = self._reader.read_again("/proc/self/mountinfo")
+        self._mounts_at = now
         if text != self._mounts_text:
             mounts = parse_mountinfo(text)
             # Mounts stacked on the root: the last one is what programs see.
@@ -440,6 +449,12 @@ class Sampler:
         """Turn a deadline of this clock into one of time.monotonic, early enough to hand in what is there."""
         allowed_seconds = min(_COLLECTOR_LIMIT_SECONDS, deadline - self._clock()) - 0.2
         return time.monotonic() + allowed_seconds
+
+
+def _is_root_read_only(told: object, filesystems: Sequence[object]) -> object:
+    """Tell it by the mounts, or by what was seen of the root since they were read."""
+    seen = [part["read_only"] for part in filesystems if isinstance(part, dict) and part["mount"] == "/"]
+    return told if told is None else any((told, *seen))
 
 
 def _find_temperatures(reader: Reader) -> List[str]:

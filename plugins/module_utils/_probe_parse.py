@@ -66,6 +66,7 @@ class FilesystemSpace:
     available_bytes: int
     inodes_total: int
     inodes_free: int
+    read_only: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import platform
+import select
 import subprocess
 from typing import Callable, Dict, List, Optional, Sequence
 
@@ -106,6 +107,19 @@ class Reader:
             raise
         return data.decode("utf-8", "surrogateescape")
 
+    def has_changed(self, path: str) -> bool:
+        """Tell whether a file that `read_again` keeps has changed since this was last asked; true where that can't be told.
+
+        For files of which the kernel tells by poll(2), as it does of the mounts.
+        Source: proc_pid_mountinfo(5), Linux >= 2.6.30.
+        """
+        descriptor = self._kept.get(path)
+        if descriptor is None or self._prefix:
+            return True
+        poller = select.poll()
+        poller.register(descriptor, select.POLLPRI)
+        return bool(poller.poll(0))
+
     def read_optional(self, path: str, *, again: bool = False, whole: bool = False) -> Optional[str]:
         """Read a file that not every node has; None where the node can't tell."""
         try:
@@ -155,6 +169,8 @@ class Reader:
             available_bytes=numbers.f_bavail * numbers.f_frsize,
             inodes_total=numbers.f_files,
             inodes_free=numbers.f_ffree,
+            # Recordings don't have it.
+            read_only=bool(getattr(numbers, "f_flag", 0) & os.ST_RDONLY),
         )
 
 

@@ -162,7 +162,8 @@ def filesystem_part(mount: Mount, space: FilesystemSpace) -> Dict[str, object]:
         "mount": mount.mount_point,
         "device": mount.device,
         "type": mount.filesystem_type,
-        "read_only": mount.read_only,
+        # Mounts are not read with every sample.
+        "read_only": mount.read_only or space.read_only,
         "total_bytes": space.total_bytes,
         "available_bytes": space.available_bytes,
         "use_percent": round(100.0 * used / usable, 1) if usable > 0 else 0.0,

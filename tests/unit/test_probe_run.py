@@ -312,6 +312,73 @@ def test_sampler_asks_for_the_clock_every_half_minute(node: Path) -> None:
     sampler.close()
 
 
+class TellingReader(Reader):
+    """A reader that is told whether the mounts are others, and remembers what it read again."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root, statvfs=lambda _: SPACE)
+        self.mounts_changed = False
+        self.read: list[str] = []
+
+    def has_changed(self, path: str) -> bool:
+        return self.mounts_changed
+
+    def read_again(self, path: str, *, whole: bool = False) -> str:
+        self.read.append(path)
+        return super().read_again(path, whole=whole)
+
+
+def test_sampler_reads_mounts_and_kills_every_half_minute(node: Path) -> None:
+    clock = SimpleNamespace(now=0.0)
+    reader = TellingReader(str(node))
+    sampler = Sampler(reader, clock=lambda: clock.now)
+
+    def read_at(now: float, *, changed: bool = False) -> list[str]:
+        clock.now, reader.mounts_changed, reader.read = now, changed, []
+        assert sampler.sample()["filesystems"]
+        return [path for path in ("/proc/self/mountinfo", "/proc/vmstat") if path in reader.read]
+
+    both, mounts = ["/proc/self/mountinfo", "/proc/vmstat"], ["/proc/self/mountinfo"]
+    assert [read_at(0.0), read_at(15.0), read_at(29.0), read_at(30.0), read_at(45.0)] == [both, [], [], both, []]
+    assert read_at(46.0, changed=True) == mounts
+    assert read_at(75.0) == ["/proc/vmstat"]
+    sampler.close()
+
+
+def test_root_that_became_read_only_is_seen_before_the_mounts_are_read_again(node: Path) -> None:
+    reader = TellingReader(str(node))
+    sampler = Sampler(reader, clock=lambda: 0.0)
+    before = sampler.sample()["root_read_only"]
+    reader._statvfs = lambda _: SimpleNamespace(**vars(SPACE), f_flag=os.ST_RDONLY)  # type: ignore[assignment, return-value]
+
+    after = sampler.sample()
+    sampler.close()
+
+    assert (before, after["root_read_only"]) == (False, True)
+    assert [part["read_only"] for part in after["filesystems"] if part["mount"] == "/"] == [True]  # type: ignore[union-attr, index, call-overload]
+
+
+def test_kernel_tells_of_other_mounts(tmp_path: Path) -> None:
+    script = """
+import subprocess, sys
+from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_read import Reader
+reader, mounts, place = Reader(), "/proc/self/mountinfo", sys.argv[1]
+reader.read_again(mounts)
+seen = [reader.has_changed(mounts)]
+for command in (["mount", "-t", "tmpfs", "none", place], ["umount", place]):
+    subprocess.run(command, check=True)
+    seen += [reader.has_changed(mounts), reader.has_changed(mounts)]
+print(seen)
+"""
+    command = ["unshare", "--map-root-user", "--mount", sys.executable, "-c", script, str(tmp_path)]
+
+    told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+
+    if told.stderr.startswith("unshare:"):
+        pytest.skip(f"needs mounts of its own: {told.stderr}")
+    assert (told.stdout, told.stderr) == ("[False, True, False, True, False]\n", "")
+
+
 @pytest.mark.parametrize("interval_seconds", [None, 60.0], ids=["not-asked-for", "no-systemd"])
 def test_sampler_starts_no_process_for_services(node: Path, interval_seconds: float | None) -> None:
     asked: list[object] = []
