@@ -69,6 +69,7 @@ _THROTTLED_MAX_AGE_SECONDS = 15.0
 _RARE_MAX_AGE_SECONDS = 30.0
 _MAX_FILESYSTEMS = 64
 _MAX_SENSORS = 16
+_NO_SENSORS = {"temperature_celsius": None, "throttled": None}
 _SHOW_SERVICES = ("systemctl", "show", "--no-pager", "--property=Id,ActiveState,NRestarts", "--", "*.service")
 _CPU_ZONES = ("cpu", "soc", "x86_pkg", "package", "bigcore", "tdie")
 _CPU_CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal")
@@ -201,6 +202,17 @@ class Sampler:
         self._services_interval_seconds = services_interval_seconds
         self._services_at = float("-inf")
         self._services: Optional[Dict[str, object]] = None
+        self._deadline = 0.0
+        # Of every sample.
+        self._tasks = [
+            self._task("filesystems", self._find_filesystems),
+            self._task("clock", self._read_clock),
+            self._task("cpu", self._read_cpu),
+            self._task("memory", self._read_memory),
+            self._task("io", lambda: self._read_pressure("io", with_full=True)),
+            self._task("network", self._read_network),
+            self._task("containers", lambda: self._read_containers(self._deadline)),
+        ]
 
     @property
     def previous(self) -> Optional[Counters]:
@@ -252,17 +264,14 @@ class Sampler:
         self._remember(values.get(("cpu", "")), values.get(("network", "")), usage if isinstance(usage, dict) else {})
 
     def _sample_tasks(self, deadline: float) -> List[Task]:
-        return [
-            self._task("filesystems", self._find_filesystems),
-            self._task("clock", self._read_clock),
-            self._task("cpu", self._read_cpu),
-            self._task("memory", self._read_memory),
-            self._task("io", lambda: self._read_pressure("io", with_full=True)),
-            self._task("network", self._read_network),
-            self._task("thermal", self._read_thermal),
-            self._task("services", self._read_services),
-            self._task("containers", lambda: self._read_containers(deadline)),
-        ]
+        self._deadline = deadline
+        tasks = self._tasks.copy()
+        if self._has_sensors():
+            tasks.append(self._task("thermal", self._read_thermal))
+        interval = self._services_interval_seconds
+        if interval is not None and self._clock() - self._services_at >= interval:
+            tasks.append(self._task("services", self._read_services))
+        return tasks
 
     def close(self) -> None:
         """End the idle worker thread."""
@@ -292,8 +301,8 @@ class Sampler:
             "filesystems": filesystems if root in values else None,
             "network": network_part(network, before) if isinstance(network, NetworkReading) else None,
             "containers": containers.part if isinstance(containers, ContainersReading) else None,
-            "thermal": values.get(("thermal", "")),
-            "services": values.get(("services", "")),
+            "thermal": values.get(("thermal", "")) if self._has_sensors() else _NO_SENSORS,
+            "services": self._services,
             "root_read_only": _is_root_read_only(values.get(root), filesystems),
             "errors": errors,
         }
@@ -374,6 +383,10 @@ class Sampler:
             self._speeds[name] = (now, speed_mbps)
         return up, speed_mbps
 
+    def _has_sensors(self) -> bool:
+        """Tell whether there may be any."""
+        return self._temperatures is None or bool(self._temperatures) or self._throttled_path is not None
+
     def _read_thermal(self) -> Dict[str, object]:
         if self._temperatures is None:
             self._temperatures = _find_temperatures(self._reader)
@@ -395,17 +408,12 @@ class Sampler:
             self._throttled = (now, parse_throttled(self._reader.run(["vcgencmd", "get_throttled"], 1.0)))
         return self._throttled[1]
 
-    def _read_services(self) -> Optional[Dict[str, object]]:
-        if self._services_interval_seconds is None:
-            return None
-        now = self._clock()
-        if now - self._services_at >= self._services_interval_seconds:
-            # Before the question: one that fails is not asked again with every sample.
-            self._services_at, self._services = now, None
-            if self._reader.exists("/run/systemd/system"):
-                listing = self._reader.run(_SHOW_SERVICES, _COLLECTOR_LIMIT_SECONDS * 0.9)
-                self._services = services_part(parse_service_units(listing)) if listing is not None else None
-        return self._services
+    def _read_services(self) -> None:
+        # Before the question: one that fails is not asked again with every sample.
+        self._services_at, self._services = self._clock(), None
+        if self._reader.exists("/run/systemd/system"):
+            listing = self._reader.run(_SHOW_SERVICES, _COLLECTOR_LIMIT_SECONDS * 0.9)
+            self._services = services_part(parse_service_units(listing)) if listing is not None else None
 
     def _read_containers_usage(self, deadline: float) -> Dict[str, ContainerUsage]:
         runtime = self._find_runtime(self._engine_deadline(deadline))
