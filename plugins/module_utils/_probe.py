@@ -12,7 +12,7 @@ caller prints it, flushes and returns, and must not join threads.
 from __future__ import annotations
 
 import time
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Tuple
 
 from ._bounds import JsonValue, TooLargeError, clean
 from ._engine import Runtime, cannot_list_message, find_runtime, no_runtime_message, read_containers, read_usage
@@ -49,6 +49,7 @@ from ._sample_parts import (
     clock_part,
     cpu_part,
     filesystem_part,
+    is_root_read_only,
     memory_part,
     network_part,
     reported_interfaces,
@@ -303,7 +304,7 @@ class Sampler:
             "containers": containers.part if isinstance(containers, ContainersReading) else None,
             "thermal": values.get(("thermal", "")) if self._has_sensors() else _NO_SENSORS,
             "services": self._services,
-            "root_read_only": _is_root_read_only(values.get(root), filesystems),
+            "root_read_only": is_root_read_only(values.get(root), filesystems),
             "errors": errors,
         }
 
@@ -457,12 +458,6 @@ class Sampler:
         """Turn a deadline of this clock into one of time.monotonic, early enough to hand in what is there."""
         allowed_seconds = min(_COLLECTOR_LIMIT_SECONDS, deadline - self._clock()) - 0.2
         return time.monotonic() + allowed_seconds
-
-
-def _is_root_read_only(told: object, filesystems: Sequence[object]) -> object:
-    """Tell it by the mounts, or by what was seen of the root since they were read."""
-    seen = [part["read_only"] for part in filesystems if isinstance(part, dict) and part["mount"] == "/"]
-    return told if told is None else any((told, *seen))
 
 
 def _find_temperatures(reader: Reader) -> List[str]:

@@ -173,6 +173,12 @@ def filesystem_part(mount: Mount, space: FilesystemSpace) -> Dict[str, object]:
     }
 
 
+def is_root_read_only(told: object, filesystems: Sequence[object]) -> object:
+    """Tell it by the mounts, or by what was seen of the root since they were read."""
+    seen = [part["read_only"] for part in filesystems if isinstance(part, dict) and part["mount"] == "/"]
+    return told if told is None else any((told, *seen))
+
+
 def network_part(reading: NetworkReading, before: Optional[Counters]) -> List[Dict[str, object]]:
     """List the interfaces with their rates; a rate is null without an earlier reading and after a counter was reset."""
     elapsed_seconds = reading.at_seconds - before.at_seconds if before is not None else 0.0
