@@ -8,8 +8,6 @@ Nodes whose stream can't be had as configured are left to Ansible, and tried aga
 from __future__ import annotations
 
 import asyncio
-import re
-import threading
 import time
 import uuid
 import zlib
@@ -37,6 +35,7 @@ from node_manager.liveness import (
     Watch,
     Window,
 )
+from node_manager.loop_rest import LoopRest
 from node_manager.node_registry import Clock
 from node_manager.observations import Observation
 from node_manager.peers import Answer, Finding, Findings, Fleet
@@ -46,12 +45,11 @@ from node_manager.settings import Settings
 from node_manager.ssh_stream import StreamOpener
 from node_manager.ssh_targets import NodeStream, StreamEnd, StreamError, Target, UnsuitedError
 from node_manager.store import Store, StoreUnavailableError
+from node_manager.stream_lines import BEAT, DATA_LINE
 from node_manager.watch_list import Listed, public_of
 
 SOURCE = "stream"
 _SWEEP_SECONDS = 0.25
-# How long after a question answers are waited for without a pause.
-_LIVELY_SECONDS = 2.0
 # A loop that is late by more was stopped, or starved: what it didn't hear then says nothing about nodes.
 _STALL_SECONDS = 2.0
 _FALLBACK_SECONDS = 600.0
@@ -61,11 +59,6 @@ _MAX_FAULTS = 32
 # What is set back further, the door takes for a clock that was wrong before.
 _SET_BACK = timedelta(seconds=60)
 _MICROSECOND = timedelta(microseconds=1)
-_BEAT = b'{"kind":"beat"}'
-# How the probe writes what it saw.
-_DATA_LINE = re.compile(
-    rb'\{"kind":"(?P<kind>[a-z]{1,16})"(?:,"id":"(?P<id>[0-9a-f]{32})")?,"data":(?P<data>.*)\}', re.DOTALL
-)
 _MAX_MESSAGE_CHARACTERS = 500
 _KINDS = {
     kind.value.encode("ascii"): kind for kind in (ObservationKind.FACTS, ObservationKind.SAMPLE, ObservationKind.REPORT)
@@ -130,10 +123,7 @@ class FleetWatch:
         self._targets = watch_list.TargetReader(store, settings)
         self._watched: dict[str, _Watched] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        # What is under way with nodes: while there is any, and shortly after somebody asked, the loop doesn't stand still.
-        self._busy: set[asyncio.Task[None]] = set()
-        self._lively_until = 0.0
-        self._hurry = threading.Event()
+        self.rest = LoopRest()
         self._sweeper = asyncio.create_task(self._sweep())
         # By what it was; the newest ones.
         self.faults: dict[str, Fault] = {}
@@ -199,15 +189,11 @@ class FleetWatch:
         if watched is None or watched.stream is None:
             _give_up(waiter)
             return
-        self._lively_until = time.monotonic() + _LIVELY_SECONDS
+        self.rest.expect_answer()
         asked = uuid.uuid4().hex
         watched.waiters[asked] = waiter
         watched.stream.send({"do": _COMMANDS[kind], "id": asked})
         asyncio.get_running_loop().call_later(_ANSWER_SECONDS, _expire, watched, asked)
-
-    def hurry(self) -> None:
-        """Have the loop go on if it stands still; for other threads, once they have handed something in."""
-        self._hurry.set()
 
     def _drop(self, node_id: str) -> None:
         watched = self._watched.pop(node_id, None)
@@ -224,7 +210,7 @@ class FleetWatch:
         """Let each node's watch act when its time has come."""
         before = time.monotonic()
         while True:
-            await self._rest()
+            await self.rest.pause(_SWEEP_SECONDS)
             now = time.monotonic()
             late, before = now - before - _SWEEP_SECONDS, now
             if late > _STALL_SECONDS:
@@ -241,19 +227,6 @@ class FleetWatch:
                     self._let_act(watched, now)
                 except Exception:  # one node's trouble must not stop the watch of the others
                     self._log.exception("watching a node stumbled", node_id=watched.listed.node_id)
-
-    async def _rest(self) -> None:
-        """Let time pass until the next sweep.
-
-        While nothing is under way the whole loop stands still, and then reads what came meanwhile in one go. Woken for each
-        line by itself, it would find the processor's caches filled with something else, which costs many times the line.
-        """
-        if self._busy or time.monotonic() < self._lively_until:
-            await asyncio.sleep(_SWEEP_SECONDS)
-            return
-        self._hurry.wait(_SWEEP_SECONDS)
-        self._hurry.clear()
-        await asyncio.sleep(0)
 
     def _let_act(self, watched: _Watched, now: float) -> None:
         if watched.watch.next_at <= now:
@@ -282,7 +255,7 @@ class FleetWatch:
 
     def _spawn(self, watched: _Watched, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
-        for tasks in (watched.tasks, self._busy):
+        for tasks in (watched.tasks, self.rest.busy):
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
@@ -337,9 +310,9 @@ class FleetWatch:
 
     def _on_line(self, watched: _Watched, line: bytes) -> None:
         watched.watch.heard(time.monotonic())
-        if line == _BEAT:
+        if line == BEAT:
             return
-        told = _DATA_LINE.fullmatch(line)
+        told = DATA_LINE.fullmatch(line)
         if told is None:
             self._on_other_line(watched, line)
             return

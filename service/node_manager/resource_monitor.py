@@ -79,7 +79,7 @@ class ResourceMonitor:
         with suppress(RuntimeError):  # the loop has ended already
             self._loop.call_soon_threadsafe(self._stopping.set)
         if self._watch is not None:
-            self._watch.hurry()
+            self._watch.rest.hurry()
         self._thread.join(_STOP_SECONDS)
 
     def has_in_hand(self, node_id: str) -> bool:
@@ -106,7 +106,7 @@ class ResourceMonitor:
                 waiter.add_done_callback(lambda _: self._fetching.pop((node_id, kind), None))
                 try:
                     loop.call_soon_threadsafe(watch.ask, node_id, kind, waiter)
-                    watch.hurry()
+                    watch.rest.hurry()
                 except RuntimeError:  # it has ended meanwhile
                     waiter.cancel()
                     return None

@@ -6,10 +6,16 @@ Knows neither SSH nor processes; a carrier feeds it bytes and is told when to st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from node_manager.domain import ContactReason
 
+BEAT = b'{"kind":"beat"}'
+# How the probe writes what it saw.
+DATA_LINE = re.compile(
+    rb'\{"kind":"(?P<kind>[a-z]{1,16})"(?:,"id":"(?P<id>[0-9a-f]{32})")?,"data":(?P<data>.*)\}', re.DOTALL
+)
 LINES_BURST = 50
 LINES_PER_SECOND = 10.0
 # How long a node may go on sending more than it should before it is cut off.
