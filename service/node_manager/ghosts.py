@@ -188,9 +188,9 @@ _GHOSTS = (
     )
     .order_by(_workloads.node_id, _workloads.container)
 )
-# A settled node has no false condition; where no such mark stands in the text, it needn't be read.
+# A settled node that is healthy has no false condition; where no such mark stands in the text, it needn't be read.
 _HAUNTED = sa.select(_states.node_id, _states.conditions).where(
-    _states.settled.is_(False),
+    sa.or_(_states.settled.is_(False), _states.health != Health.HEALTHY.value),
     _states.health != Health.UNREACHABLE.value,
     sa.cast(_states.conditions, sa.Text).contains(f'"reason":"{REASON}"'),
 )
