@@ -347,7 +347,6 @@ class Sampler:
         if not self._reader.has_changed("/proc/self/mountinfo") and now - self._mounts_at < _RARE_MAX_AGE_SECONDS:
             return self._mounts
         text = self._reader.read_again("/proc/self/mountinfo")
-        self._mounts_at = now
         if text != self._mounts_text:
             mounts = parse_mountinfo(text)
             # Mounts stacked on the root: the last one is what programs see.
@@ -355,6 +354,7 @@ class Sampler:
             chosen = real_filesystems(mounts)[:_MAX_FILESYSTEMS]
             tasks = [self._task("filesystems", self._space_of(mount), mount.mount_point) for mount in chosen]
             self._mounts, self._mounts_text = MoreTasks(tasks, roots[-1] if roots else None), text
+        self._mounts_at = now
         return self._mounts
 
     def _space_of(self, mount: Mount) -> Callable[[], object]:

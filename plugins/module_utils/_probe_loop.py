@@ -93,8 +93,6 @@ class Loop:
         self._sending = memoryview(b"")
         self._due: Dict[str, float] = {}
         self._beat_waited = False
-        self._reader_waits = select.poll()
-        self._reader_waits.register(_STDOUT, select.POLLOUT)
         self._ended = False
 
     def run(self) -> None:
@@ -171,9 +169,6 @@ class Loop:
         try:
             if descriptor == self._woken:
                 os.read(self._woken, 4096)
-                # At once where that can be: one turn of the loop less.
-                if self._has_output() and self._reader_waits.poll(0) == [(_STDOUT, select.POLLOUT)]:
-                    self._write()
             elif descriptor == _STDIN:
                 data = os.read(_STDIN, 65536)
                 for action, command_id in self._commands.feed(data):

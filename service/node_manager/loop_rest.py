@@ -39,4 +39,6 @@ class LoopRest:
             return
         self._hurry.wait(seconds)
         self._hurry.clear()
-        await asyncio.sleep(0)
+        # One turn to look what is there to read, and one in which it is read: asyncio's own loop has whoever slept go first.
+        for _ in range(2):
+            await asyncio.sleep(0)

@@ -69,6 +69,13 @@ class Site:
         self.call(node.start())
         return node
 
+    def add_answering(self) -> WatchedNode:
+        """Serve a node that looks at itself when it is asked."""
+        node = self.add(WatchedNode())
+        node.first_words = [data_line("report", make_report())]
+        node.answer = lambda command: [data_line("sample", make_sample(), command)]
+        return node
+
     def call(self, work: Coroutine[Any, Any, None]) -> None:
         """Have something done there."""
         asyncio.run_coroutine_threadsafe(work, self._loop).result(SECONDS)
@@ -246,10 +253,7 @@ def test_monitor_begins_anew_after_a_fault_of_its_own(
 
 
 def test_fetch_has_a_node_look_at_itself(store: Store, settings: Settings, recorder: Recorder, site: Site) -> None:
-    node = site.add(WatchedNode())
-    node.first_words = [data_line("report", make_report())]
-    node.answer = lambda command: [data_line("sample", make_sample(), command)]
-    register(store, settings, node)
+    register(store, settings, site.add_answering())
 
     with monitoring(store, settings, recorder) as monitor:
         wait_until(lambda: streaming(monitor) == 1, SECONDS)
@@ -264,10 +268,7 @@ def test_fetch_has_a_node_look_at_itself(store: Store, settings: Settings, recor
 def test_fetch_wakes_a_loop_that_stands_still(
     store: Store, settings: Settings, recorder: Recorder, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node = site.add(WatchedNode())
-    node.first_words = [data_line("report", make_report())]
-    node.answer = lambda command: [data_line("sample", make_sample(), command)]
-    register(store, settings, node)
+    register(store, settings, site.add_answering())
 
     with monitoring(store, settings, recorder) as monitor:
         wait_until(lambda: streaming(monitor) == 1, SECONDS)

@@ -7,7 +7,10 @@ import asyncio
 import socket
 import threading
 import time
+from collections.abc import Callable
 
+import pytest
+import uvloop
 from node_manager.loop_rest import LoopRest
 
 LONG = 30.0
@@ -73,22 +76,27 @@ def test_hurry_before_the_rest_is_not_lost() -> None:
     assert time.monotonic() - begun < LONG / 2
 
 
-def test_what_came_while_the_loop_stood_still_is_read_in_one_go() -> None:
-    async def work() -> list[bytes]:
-        heard: list[bytes] = []
-        reader, writer = await asyncio.open_connection(sock=ours)
-        listening = asyncio.create_task(reader.readexactly(3))
-        listening.add_done_callback(lambda done: heard.append(done.result()))
-        await asyncio.sleep(0)
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_what_came_while_the_loop_stood_still_is_read_once_it_goes_on(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def work() -> bytes:
+        heard = b""
+
+        def read() -> None:
+            nonlocal heard
+            heard += ours.recv(16)
+
+        loop = asyncio.get_running_loop()
+        loop.add_reader(ours, read)
+        # The loop has it under watch.
+        await asyncio.sleep(0.05)
         theirs.sendall(b"abc")
-        rest = LoopRest()
-        await rest.pause(0.05)
-        # The data is in; who waits for it has its turn next.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        writer.close()
-        return heard
+        await LoopRest().pause(0.05)
+        read_by_then = heard
+        loop.remove_reader(ours)
+        return read_by_then
 
     ours, theirs = socket.socketpair()
-    with theirs:
-        assert asyncio.run(work()) == [b"abc"]
+    with ours, theirs, asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(work()) == b"abc"
