@@ -65,7 +65,7 @@ def read(connection: sa.Connection, settings: Settings, now: datetime) -> str:
 class _Gauge:
     """One gauge, written while it is gathered.
 
-    The library would do it too, and takes six times as long: 90 ms of CPU for 20,000 series, where this takes 14 ms.
+    The library would do it too, and takes six times as long.
     Source: prometheus.io, "Exposition formats"; the specification of OpenMetrics 1.0, where gauges look the same.
     """
 

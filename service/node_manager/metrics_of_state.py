@@ -18,6 +18,7 @@ from node_manager import fleet_census, node_brief
 from node_manager.domain import Admin, GuardState, Health, JobAction, JobState, RecoveryState
 from node_manager.guard_terms import Census
 from node_manager.health_checker import derive_status
+from node_manager.node_states import has_critical
 from node_manager.outbox import KAFKA
 from node_manager.recovery_guard import FLEET
 from node_manager.settings import Settings
@@ -140,7 +141,7 @@ def _of_nodes(connection: sa.Connection, settings: Settings, now: datetime) -> t
         quarantined += row.nodes if row.quarantined else 0
         if row.admin == Admin.ACTIVE.value and row.health in _WELL and row.fresh and not row.quarantined:
             schedulable += row.nodes
-    schedulable -= sum(map(node_brief.has_critical, connection.scalars(_CONDITIONS, {"fresh_from": fresh_from})))
+    schedulable -= sum(map(has_critical, connection.scalars(_CONDITIONS, {"fresh_from": fresh_from})))
     nearly_full = connection.scalar(_COUNT_NEARLY_FULL, {"fresh_from": fresh_from}) or 0
     return [
         _counted("nodes", "Nodes by status and health.", ("status", "health"), by_status.items()),

@@ -12,9 +12,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from node_manager.domain import Admin, Health, Severity
+from node_manager.domain import Admin, Health
+from node_manager.node_states import has_critical
 from node_manager.store import tables
-from node_manager.store.documents import read_json
 
 _nodes, _states = tables.nodes.c, tables.node_states.c
 # An operator has such a node in hand: whatever becomes of it is nobody's alarm, and says nothing about failures.
@@ -44,9 +44,3 @@ def is_schedulable(row: Any, fresh_from: datetime) -> bool:
     if row.health == Health.DEGRADED.value:
         return not has_critical(row.conditions)
     return bool(row.health == Health.HEALTHY.value)
-
-
-def has_critical(conditions: str) -> bool:
-    """Tell whether a condition fails that is more than a warning."""
-    told: list[dict[str, Any]] = read_json(conditions)
-    return any(not item["status"] and item["severity"] != Severity.WARNING.value for item in told)
