@@ -45,10 +45,10 @@ def test_request_becomes_a_span_of_the_callers_trace(traced_service: RunningServ
     assert (read.trace_id, read.parent_id, read.service) == (TRACE_ID, PARENT_ID, "node-manager")
     assert (read.attributes["http.route"], read.attributes["http.response.status_code"]) == ("/nodes/{node_id}", 404)
     assert (written.attributes["http.response.status_code"], written.parent_id) == (201, "")
+    traced_service.stop()
     lines = [json.loads(line) for line in traced_service.log.splitlines() if line.startswith("{")]
     told = {line["path"]: line["trace_id"] for line in lines if line["event"] == "request"}
     assert told == {"/nodes/gw-1": TRACE_ID, "/nodes": written.trace_id}
-    traced_service.stop()
     assert set(receiver.names) == {"GET /nodes/{node_id}", "POST /nodes"}
 
 
