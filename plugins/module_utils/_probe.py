@@ -12,7 +12,7 @@ caller prints it, flushes and returns, and must not join threads.
 from __future__ import annotations
 
 import time
-from typing import Callable, Dict, List, Mapping, Optional, Tuple
+from typing import AbstractSet, Callable, Dict, List, Mapping, Optional, Tuple
 
 from ._bounds import JsonValue, TooLargeError, clean
 from ._engine import Runtime, cannot_list_message, find_runtime, no_runtime_message, read_containers, read_usage
@@ -31,13 +31,12 @@ from ._probe_parse import (
     parse_pressure,
     parse_service_units,
     parse_speed,
-    parse_temperature,
-    parse_throttled,
     parse_uptime,
     real_filesystems,
 )
 from ._probe_read import Reader
-from ._probe_run import BoundedRunner, MoreTasks, Outcome, Task
+from ._probe_run import Batch, BoundedRunner, MoreTasks, Outcome, Task, Wait
+from ._probe_sensors import NO_SENSORS, Sensors
 from ._sample_parts import (
     ContainersReading,
     Counters,
@@ -62,18 +61,13 @@ DEFAULT_TIMEOUT_SECONDS = 5.0
 
 _COLLECTOR_LIMIT_SECONDS = 2.0
 # Asking a driver for its link speed takes the network lock, and a USB adapter's bus: not with every sample.
-_SPEED_MAX_AGE_SECONDS = 60.0
-# vcgencmd is a process; its bits that matter stay set until the next boot.
-_THROTTLED_MAX_AGE_SECONDS = 15.0
+_LINKS_MAX_AGE_SECONDS = 60.0
+_INTERFACES = "/sys/class/net"
 # What costs much of a sample and rarely changes: the clock, asked through ctypes; the mounts, of which the kernel tells when
 # there are others, but not of a filesystem that gave up writing; and all of vmstat for one number in it.
 _RARE_MAX_AGE_SECONDS = 30.0
 _MAX_FILESYSTEMS = 64
-_MAX_SENSORS = 16
-_NO_SENSORS = {"temperature_celsius": None, "throttled": None}
 _SHOW_SERVICES = ("systemctl", "show", "--no-pager", "--property=Id,ActiveState,NRestarts", "--", "*.service")
-_CPU_ZONES = ("cpu", "soc", "x86_pkg", "package", "bigcore", "tdie")
-_CPU_CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal")
 
 Clock = Callable[[], float]
 JsonObject = Dict[str, JsonValue]
@@ -178,11 +172,12 @@ class Sampler:
         previous: Optional[Counters] = None,
         containers_interval_seconds: float = 0.0,
         services_interval_seconds: Optional[float] = None,
+        wait: Optional[Wait] = None,
     ) -> None:
         self._reader = reader
         self._clock = clock
         self._wall_clock = wall_clock
-        self._runner = BoundedRunner(clock)
+        self._runner = BoundedRunner(clock, wait)
         self._previous = previous
         self._boot_id: Optional[str] = None
         self._cpu_count = 1
@@ -191,11 +186,11 @@ class Sampler:
         self._mounts_at = float("-inf")
         self._oom_kills: Tuple[float, Optional[int]] = (float("-inf"), None)
         self._mounts = MoreTasks((), None)
-        self._speeds: Dict[str, Tuple[float, Optional[int]]] = {}
+        self._links: AbstractSet[str] = frozenset()
+        self._links_at = float("-inf")
+        self._speeds: Dict[str, Optional[int]] = {}
         self._clock_read: Tuple[float, Optional[ClockReading]] = (float("-inf"), None)
-        self._temperatures: Optional[List[str]] = None
-        self._throttled_path: Optional[str] = None
-        self._throttled: Tuple[float, Optional[Dict[str, bool]]] = (float("-inf"), None)
+        self._sensors = Sensors(reader, clock)
         self._runtime: Optional[Runtime] = None
         self._containers_interval_seconds = containers_interval_seconds
         self._containers_at = float("-inf")
@@ -230,27 +225,28 @@ class Sampler:
         deadline = self._clock() + timeout_seconds
         return cleaned_sample(self._assemble(self._runner.run(self._sample_tasks(deadline), deadline)))
 
-    def start(self, then: Callable[[Callable[[], Dict[str, object]]], None]) -> None:
-        """Begin a sample; *then* gets what gives it, not cleaned, on whichever thread reads last.
-
-        The caller must `look` until then.
-        Errors: RuntimeError if no thread can be had.
-        """
+    def begin(self, then: Callable[[Callable[[], Dict[str, object]]], None]) -> Batch:
+        """Begin a sample, on the thread that waits (see BoundedRunner); *then* gets what gives the sample, not cleaned."""
         deadline = self._clock() + DEFAULT_TIMEOUT_SECONDS
-        self._runner.start(
+        return self._runner.begin(
             self._sample_tasks(deadline), deadline, lambda outcome: then(lambda: self._assemble(outcome))
         )
 
-    def start_priming(self, timeout_seconds: float, then: Callable[[Callable[[], None]], None]) -> None:
-        """Begin what `prime` does, as `start` begins a sample."""
+    def begin_priming(self, timeout_seconds: float, then: Callable[[Callable[[], None]], None]) -> Batch:
+        """Begin what `prime` does, as `begin` begins a sample."""
         deadline = self._clock() + timeout_seconds
-        self._runner.start(
+        return self._runner.begin(
             self._counters_tasks(deadline), deadline, lambda outcome: then(lambda: self._take_counters(outcome))
         )
 
     def look(self) -> float:
-        """Give up what hangs; give the time to look again."""
-        return self._runner.look()
+        """Give up what hangs, and see that there is a thread that waits; give the time to look again.
+
+        Errors: RuntimeError if no thread can be had.
+        """
+        look_at = self._runner.look()
+        self._runner.keep_worker()
+        return look_at
 
     def _counters_tasks(self, deadline: float) -> List[Task]:
         return [
@@ -267,8 +263,8 @@ class Sampler:
     def _sample_tasks(self, deadline: float) -> List[Task]:
         self._deadline = deadline
         tasks = self._tasks.copy()
-        if self._has_sensors():
-            tasks.append(self._task("thermal", self._read_thermal))
+        if self._sensors.may_exist:
+            tasks.append(self._task("thermal", self._sensors.read))
         interval = self._services_interval_seconds
         if interval is not None and self._clock() - self._services_at >= interval:
             tasks.append(self._task("services", self._read_services))
@@ -302,7 +298,7 @@ class Sampler:
             "filesystems": filesystems if root in values else None,
             "network": network_part(network, before) if isinstance(network, NetworkReading) else None,
             "containers": containers.part if isinstance(containers, ContainersReading) else None,
-            "thermal": values.get(("thermal", "")) if self._has_sensors() else _NO_SENSORS,
+            "thermal": values.get(("thermal", "")) if self._sensors.may_exist else NO_SENSORS,
             "services": self._services,
             "root_read_only": is_root_read_only(values.get(root), filesystems),
             "errors": errors,
@@ -364,50 +360,28 @@ class Sampler:
     def _read_network(self) -> NetworkReading:
         counters = reported_interfaces(parse_net_dev(self._reader.read_again("/proc/net/dev")))
         now = self._clock()
-        return NetworkReading(now, counters, {name: self._read_link(name, now) for name in counters})
+        if now - self._links_at >= _LINKS_MAX_AGE_SECONDS or self._links != counters.keys():
+            self._links_at, self._links = now, counters.keys()
+            self._speeds.clear()
+            # Two interfaces may have swapped their names.
+            self._reader.let_go(_INTERFACES)
+        return NetworkReading(now, counters, {name: self._read_link(name) for name in counters})
 
-    def _read_link(self, name: str, now: float) -> Tuple[Optional[bool], Optional[int]]:
-        base = "/sys/class/net/" + name
-        state = self._reader.read_word(base + "/operstate")
+    def _read_link(self, name: str) -> Tuple[Optional[bool], Optional[int]]:
+        base = _INTERFACES + "/" + name
+        state = self._reader.read_word(base + "/operstate", again=True)
         if state == "unknown":
             # Tunnels and modems never say up: what counts there is the carrier.
-            carrier = self._reader.read_word(base + "/carrier")
+            carrier = self._reader.read_word(base + "/carrier", again=True)
             up: Optional[bool] = carrier == "1"
         else:
             up = None if state is None else state == "up"
         if not up:
             self._speeds.pop(name, None)
             return up, None
-        read_at, speed_mbps = self._speeds.get(name, (float("-inf"), None))
-        if now - read_at >= _SPEED_MAX_AGE_SECONDS:
-            speed_mbps = parse_speed(self._reader.read_word(base + "/speed"))
-            self._speeds[name] = (now, speed_mbps)
-        return up, speed_mbps
-
-    def _has_sensors(self) -> bool:
-        """Tell whether there may be any."""
-        return self._temperatures is None or bool(self._temperatures) or self._throttled_path is not None
-
-    def _read_thermal(self) -> Dict[str, object]:
-        if self._temperatures is None:
-            self._temperatures = _find_temperatures(self._reader)
-            self._throttled_path = _find_throttled(self._reader)
-        readings = [parse_temperature(self._reader.read_word(path)) for path in self._temperatures]
-        return {
-            "temperature_celsius": max((reading for reading in readings if reading is not None), default=None),
-            "throttled": self._read_throttled(),
-        }
-
-    def _read_throttled(self) -> Optional[Dict[str, bool]]:
-        path = self._throttled_path
-        if path is None:
-            return None
-        if path.startswith("/sys"):
-            return parse_throttled(self._reader.read_word(path))
-        now = self._clock()
-        if now - self._throttled[0] >= _THROTTLED_MAX_AGE_SECONDS:
-            self._throttled = (now, parse_throttled(self._reader.run(["vcgencmd", "get_throttled"], 1.0)))
-        return self._throttled[1]
+        if name not in self._speeds:
+            self._speeds[name] = parse_speed(self._reader.read_word(base + "/speed"))
+        return up, self._speeds[name]
 
     def _read_services(self) -> None:
         # Before the question: one that fails is not asked again with every sample.
@@ -458,35 +432,6 @@ class Sampler:
         """Turn a deadline of this clock into one of time.monotonic, early enough to hand in what is there."""
         allowed_seconds = min(_COLLECTOR_LIMIT_SECONDS, deadline - self._clock()) - 0.2
         return time.monotonic() + allowed_seconds
-
-
-def _find_temperatures(reader: Reader) -> List[str]:
-    """Choose the sensors of the processor, else all thermal zones, else the processor's hwmon chip."""
-    base = "/sys/class/thermal"
-    zones = {
-        "{}/{}/temp".format(base, name): (reader.read_word("{}/{}/type".format(base, name)) or "").lower()
-        for name in reader.names(base)
-        if name.startswith("thermal_zone")
-    }
-    chosen = [path for path, kind in zones.items() if kind.startswith(_CPU_ZONES)] or list(zones)
-    if not chosen:
-        for name in reader.names("/sys/class/hwmon"):
-            chip = "/sys/class/hwmon/" + name
-            if reader.read_word(chip + "/name") in _CPU_CHIPS:
-                chosen.append(chip + "/temp1_input")
-    return chosen[:_MAX_SENSORS]
-
-
-def _find_throttled(reader: Reader) -> Optional[str]:
-    """Find what tells a Raspberry Pi's throttling: the firmware driver's file, or the device that vcgencmd asks."""
-    for bus in reader.names("/sys/devices/platform"):
-        if not bus.startswith("soc"):
-            continue
-        for device in reader.names("/sys/devices/platform/" + bus):
-            path = "/sys/devices/platform/{}/{}/get_throttled".format(bus, device)
-            if device.endswith("firmware") and reader.exists(path):
-                return path
-    return "/dev/vcio" if reader.exists("/dev/vcio") else None
 
 
 def _cleaned(value: Dict[str, object]) -> JsonObject:

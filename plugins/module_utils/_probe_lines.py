@@ -13,14 +13,14 @@ import re
 from collections import deque
 from typing import Deque, Dict, List, Mapping, Optional, Tuple
 
+from ._bounds import MAX_ITEMS, MAX_STRING_BYTES
 from ._probe import cleaned_sample, without_containers
 
 _MAX_WAITING_LINES = 64
 _MAX_MESSAGE_CHARACTERS = 300
-# In a line that is short, and has nothing of this, `clean` would change nothing: numbers that may be beyond 64 bits, and
-# characters that are no ASCII or control something.
-_MAX_PLAIN_BYTES = 4096
-_DOUBTFUL = re.compile(rb"[0-9]{19}|\\u")
+_MAX_PLAIN_BYTES = 65536
+# Numbers that may be beyond 64 bits, and characters that are no ASCII, control something or would hide a string's end.
+_DOUBTFUL = re.compile(rb"[0-9]{19}|\\")
 
 
 class Outbox:
@@ -45,6 +45,10 @@ class Outbox:
         text = message[:_MAX_MESSAGE_CHARACTERS].encode("ascii", "replace").decode("ascii")
         self._handed_in.append((("error", text), _line("error", command_id, {"message": text})))
 
+    def fail_because(self, what: str, error: Exception, command_id: Optional[str] = None) -> None:
+        """Hand in an error line about an exception."""
+        self.fail("{}: {}: {}".format(what, type(error).__name__, error), command_id)
+
     def tell(self, kind: str, data: Mapping[str, object], command_id: Optional[str] = None) -> None:
         """Hand in facts, a sample or a report; what makes its line too long is left out, or all of it."""
         self._tell_line(kind, data, _line(kind, command_id, {"data": data}), command_id)
@@ -55,7 +59,7 @@ class Outbox:
             line = _line("sample", command_id, {"data": sample})
         except (ValueError, TypeError):
             line = b""
-        if line and len(line) <= _MAX_PLAIN_BYTES and not _DOUBTFUL.search(line):
+        if line and _is_plain(line):
             self._tell_line("sample", sample, line, command_id)
         else:
             self.tell("sample", cleaned_sample(sample), command_id)
@@ -99,6 +103,13 @@ def _line(kind: str, command_id: Optional[str], more: Mapping[str, object]) -> b
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+def _is_plain(line: bytes) -> bool:
+    """Tell, for most lines, that `clean` would change nothing in them: no long string, no long list, nothing doubtful."""
+    if len(line) > _MAX_PLAIN_BYTES or line.count(b",") >= MAX_ITEMS or _DOUBTFUL.search(line):
+        return False
+    return len(line) <= MAX_STRING_BYTES or max(map(len, line.split(b'"'))) <= MAX_STRING_BYTES
 
 
 def _count_containers(data: Mapping[str, object]) -> int:

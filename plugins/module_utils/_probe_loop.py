@@ -6,8 +6,9 @@
 Standard library only. Runs on nodes with Python 3.8, over one SSH command; docs/observations.md has the lines and the
 commands. Writes nothing but standard output, so that it needs neither a disk nor a place for temporary files.
 
-The main thread keeps the time, reads commands and writes; it waits nowhere but in poll(2). All looking is done by
-threads beside it, so that whatever hangs there delays no sign of life. poll counts on the monotonic clock, while a lock
+The main thread reads commands, gives the signs of life and writes what can't be written at once; it waits nowhere but in
+poll(2). All looking is done by threads beside it, so that whatever hangs there delays no sign of life; they write what
+they have seen themselves. poll counts on the monotonic clock, while a lock
 with a timeout counts on the wall clock before Python 3.11: a board that gets its time late would sleep for years.
 """
 
@@ -21,14 +22,14 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from queue import SimpleQueue
-from typing import Callable, Deque, Dict, List, Mapping, NoReturn, Optional, Tuple, Union
+from typing import Callable, Dict, List, Mapping, NoReturn, Optional, Tuple, Union
 
-from ._probe import Sampler, collect_facts
+from ._probe import collect_facts
 from ._probe_lines import Outbox
 from ._probe_read import Reader
 from ._probe_run import BoundedRunner
+from ._probe_sampling import Sampling, next_on_beat
 
 SCHEMA = 1
 MAX_COMMAND_BYTES = 4096
@@ -38,7 +39,8 @@ _STDIN, _STDOUT = 0, 1
 # What a pipe or socket takes without blocking whenever poll calls it writable (pipe(7), PIPE_BUF).
 _WRITE_BYTES = 4096
 _MAX_ASKED = 8
-_PRIME_SECONDS = 1.0
+# The counters alone, and what is compared with them.
+_FIRST_SAMPLES = 2
 # How long a beat waits for a sample that is under way or due, as a share of its interval.
 _BEAT_PATIENCE = 0.1
 _NEVER = float("inf")
@@ -70,29 +72,35 @@ class Loop:
     """The timetable, the commands and the lines."""
 
     def __init__(self, options: Mapping[str, object], reader: Optional[Reader] = None) -> None:
-        self._sample_interval = _seconds(options, "sample_interval_seconds", 15.0)
         self._beat_interval = _seconds(options, "beat_interval_seconds", 5.0)
         self._check_interval = _seconds(options, "check_interval_seconds", 300.0)
-        self._offset = _seconds(options, "first_delay_seconds", 0.0, least=0.0)
         maximum = options.get("max_line_bytes")
         self._outbox = Outbox(maximum if isinstance(maximum, int) else 1024 * 1024)
+        self._writer = _Writer(self._outbox)
         reader = reader or Reader()
         self._work = _Work(options, self._outbox, reader)
         self._woken, self._wake_end = os.pipe()
         os.set_blocking(self._woken, False)
         os.set_blocking(self._wake_end, False)
-        self._sampling = _Sampling(options, self._outbox, reader, self._check_interval, self._wake)
-        self._checking = _Worker("checking", self._work.check, self._wake)
-        self._asking = _Worker("facts", self._work.facts, self._wake)
-        self._asked: Dict[str, Union[_Sampling, _Worker]] = {
+        self._sampling = Sampling(
+            reader,
+            self._outbox,
+            self._hand_out,
+            interval_seconds=_seconds(options, "sample_interval_seconds", 15.0),
+            offset_seconds=_seconds(options, "first_delay_seconds", 0.0, least=0.0),
+            containers_interval_seconds=_seconds(options, "containers_interval_seconds", 0.0, least=0.0),
+            services_interval_seconds=self._check_interval,
+        )
+        self._checking = _Worker("checking", self._work.check, self._hand_out)
+        self._asking = _Worker("facts", self._work.facts, self._hand_out)
+        self._asked: Dict[str, Union[Sampling, _Worker]] = {
             "sample": self._sampling,
             "check": self._checking,
             "facts": self._asking,
         }
         self._commands = CommandReader(self._outbox.fail)
-        self._sending = memoryview(b"")
-        self._due: Dict[str, float] = {}
-        self._beat_waited = False
+        self._check_at = _NEVER
+        self._beat_at = 0.0
         self._ended = False
 
     def run(self) -> None:
@@ -106,63 +114,47 @@ class Loop:
         self._checking.start()
         self._asking.start()
         self._asking.ask(None)
-        self._sampling.ask(None)
-        first_at = time.monotonic() + _PRIME_SECONDS
-        self._due = {"first": first_at, "beat": first_at}
+        self._hand_out()
         poller = select.poll()
         poller.register(_STDIN, select.POLLIN)
         poller.register(self._woken, select.POLLIN)
         while not self._ended:
             now = time.monotonic()
-            self._start_due(now)
-            look_at = self._sampling.look()
+            self._check_if_due(now)
+            wake_at = min(self._sampling.look(), self._beat(now), self._check_at)
             # Asked for or not, poll tells when the reading end is gone.
-            poller.register(_STDOUT, select.POLLOUT if self._has_output() else 0)
-            wait_seconds = max(0.0, min(look_at, *self._due.values()) - time.monotonic())
+            poller.register(_STDOUT, select.POLLOUT if self._writer.waits else 0)
+            wait_seconds = max(0.0, wake_at - time.monotonic())
             # Rounded up: a beat that is not quite due would be looked for again and again.
             for descriptor, event in poller.poll(int(wait_seconds * 1000) + 1):
                 if not self._handle(descriptor, event):
                     self._ended = True
 
-    def _start_due(self, now: float) -> None:
-        for name in [name for name, at in self._due.items() if at <= now]:
-            if name == "beat":
-                self._due["beat"] = now + self._beat(now)
-            elif name == "first":
-                # Even while the counters are still being read for the first time: it waits behind them.
-                self._sampling.ask(None)
-                # The others begin half an interval later at the earliest: rates over an instant say nothing.
-                origin, interval = self._due.pop("first") + self._offset, self._sample_interval
-                self._due["sample"] = next_on_beat(origin, interval, now + interval / 2)
-            elif name == "sample":
-                self._ask_if_idle(self._sampling)
-                self._due["sample"] = next_on_beat(self._due["sample"], self._sample_interval, now)
-            else:
-                self._ask_if_idle(self._checking)
-                self._due["check"] = next_on_beat(self._due["check"], self._check_interval, now)
-        # The two that were asked for at the start are done: the counters, and the first sample.
-        if "check" not in self._due and self._sampling.done >= 2:
-            self._checking.ask(None)
-            self._due["check"] = now + self._check_interval
+    def _check_if_due(self, now: float) -> None:
+        if self._check_at == _NEVER:
+            # The counters and the first sample are done.
+            if self._sampling.done >= _FIRST_SAMPLES:
+                self._checking.ask(None)
+                self._check_at = now + self._check_interval
+        elif now >= self._check_at:
+            # One that still runs has missed this turn; the next one comes on its beat.
+            if self._checking.idle:
+                self._checking.ask(None)
+            self._check_at = next_on_beat(self._check_at, self._check_interval, now)
 
     def _beat(self, now: float) -> float:
-        """Say that this lives, unless a sample is about to say so; give the seconds until the next look."""
+        """Say that this lives, if no line has said so and no sample is about to; give the time to look again."""
+        beat_at = max(self._beat_at, self._writer.wrote_at + self._beat_interval)
         patience = self._beat_interval * _BEAT_PATIENCE
-        if not self._beat_waited and (not self._sampling.idle or self._due.get("sample", _NEVER) <= now + patience):
-            self._beat_waited = True
-            return patience
-        if not self._has_output():
+        if not self._sampling.idle or self._sampling.due <= beat_at + patience:
+            beat_at += patience
+        if now < beat_at:
+            return beat_at
+        if not self._writer.waits:
             self._outbox.say("beat")
-        return self._beat_interval
-
-    @staticmethod
-    def _ask_if_idle(worker: Union[_Sampling, _Worker]) -> None:
-        # One that still runs has missed this turn; the next one comes on its beat.
-        if worker.idle:
-            worker.ask(None)
-
-    def _has_output(self) -> bool:
-        return bool(self._sending) or not self._outbox.empty
+            self._hand_out()
+        self._beat_at = now + self._beat_interval
+        return self._beat_at
 
     def _handle(self, descriptor: int, event: int) -> bool:
         """React to what poll saw; false if it is the end."""
@@ -178,27 +170,61 @@ class Loop:
             elif event & _BROKEN:
                 return False
             else:
-                self._write()
+                self._writer.write()
         except BlockingIOError:
             return True
         except OSError:
             return False
         return True
 
-    def _write(self) -> None:
-        if not self._sending:
-            self._sending = memoryview(self._outbox.take() or b"")
-        self._sending = self._sending[os.write(_STDOUT, self._sending[:_WRITE_BYTES]) :]
-        if not self._sending:
-            self._due["beat"], self._beat_waited = time.monotonic() + self._beat_interval, False
-
-    def _wake(self) -> None:
-        # A full pipe wakes as well as one more byte would.
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake_end, b"\0")
+    def _hand_out(self) -> None:
+        """Write what was handed in, on whichever thread; the main one does it once that would mean to wait."""
+        try:
+            is_written = self._writer.write()
+        except OSError:
+            self._ended, is_written = True, False
+        if not is_written or self._check_at == _NEVER:
+            # A full pipe wakes as well as one more byte would.
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._wake_end, b"\0")
 
     def _end(self, _number: int, _frame: object) -> None:
         self._ended = True
+
+
+class _Writer:
+    """Standard output, for whichever thread has something to say; nobody waits for who reads it."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._lock = threading.Lock()
+        self._sending = memoryview(b"")
+        self._poller = select.poll()
+        self._poller.register(_STDOUT, select.POLLOUT)
+        self.wrote_at = 0.0
+
+    @property
+    def waits(self) -> bool:
+        """Tell whether something waits to be written."""
+        with self._lock:
+            return bool(self._sending) or not self._outbox.empty
+
+    def write(self) -> bool:
+        """Write as much as is taken at once; false if something is left.
+
+        Errors: OSError if nobody reads any more.
+        """
+        with self._lock:
+            while self._sending or not self._outbox.empty:
+                if not self._poller.poll(0):
+                    return False
+                self._sending = self._sending or memoryview(self._outbox.take() or b"")
+                try:
+                    self._sending = self._sending[os.write(_STDOUT, self._sending[:_WRITE_BYTES]) :]
+                except BlockingIOError:
+                    return False
+                self.wrote_at = time.monotonic()
+        return True
 
 
 class _Worker(threading.Thread):
@@ -231,69 +257,6 @@ class _Worker(threading.Thread):
             self._finished()
 
 
-class _Sampling:
-    """Samples, one after another: the main thread asks and looks, a thread of the sampler hands in what it read."""
-
-    def __init__(
-        self,
-        options: Mapping[str, object],
-        outbox: Outbox,
-        reader: Reader,
-        services_interval: float,
-        finished: Callable[[], None],
-    ) -> None:
-        self._outbox = outbox
-        self._finished = finished
-        self._sampler = Sampler(
-            reader,
-            containers_interval_seconds=_seconds(options, "containers_interval_seconds", 0.0, least=0.0),
-            services_interval_seconds=services_interval,
-        )
-        self._waiting: Deque[Optional[str]] = deque()
-        self._begun = 0
-        self.done = 0
-
-    @property
-    def idle(self) -> bool:
-        return not self._waiting and self._begun == self.done
-
-    def ask(self, command_id: Optional[str]) -> bool:
-        """Have a sample taken; false if too many wait."""
-        if len(self._waiting) >= _MAX_ASKED:
-            return False
-        self._waiting.append(command_id)
-        return True
-
-    def look(self) -> float:
-        """Begin what is asked for, one at a time, and give up what hangs; give the time to look again."""
-        if self._waiting and self._begun == self.done:
-            self._begun += 1
-            self._begin(self._waiting.popleft())
-        return self._sampler.look()
-
-    def _begin(self, command_id: Optional[str]) -> None:
-        def hand_in(take: Callable[[], Optional[Dict[str, object]]]) -> None:
-            try:
-                sample = take()
-                if sample is not None:
-                    self._outbox.tell_sample(sample, command_id)
-            except Exception as error:
-                # Whatever it was, the loop goes on: the next turn may do better.
-                self._outbox.fail("sample: {}".format(_describe(error)), command_id)
-            self.done += 1
-            self._finished()
-
-        try:
-            if self._begun == 1:
-                # The very first time only the counters, which the first sample compares with.
-                self._sampler.start_priming(_PRIME_SECONDS * 2, hand_in)
-            else:
-                self._sampler.start(hand_in)
-        except RuntimeError as error:
-            self._outbox.fail("sample: {}".format(_describe(error)), command_id)
-            self.done += 1
-
-
 class _Work:
     """What the threads do; each method belongs to one thread."""
 
@@ -317,7 +280,7 @@ class _Work:
             self._outbox.tell(kind, look(), command_id)
         except Exception as error:
             # Whatever it was, the loop goes on: the next turn may do better.
-            self._outbox.fail("{}: {}".format(kind, _describe(error)), command_id)
+            self._outbox.fail_because(kind, error, command_id)
 
     def _report(self) -> Mapping[str, object]:
         if not self._raw_checks:
@@ -388,13 +351,6 @@ class CommandReader:
         self._refuse("a command is longer than {} bytes".format(MAX_COMMAND_BYTES), None)
 
 
-def next_on_beat(origin: float, interval: float, after: float) -> float:
-    """Give the first of the moments *origin* + n x *interval* that lies later than *after*."""
-    if after < origin:
-        return origin
-    return origin + (int((after - origin) / interval) + 1) * interval
-
-
 def kill_children() -> None:
     """Kill what checks and collectors have started: their time limits end with this process."""
     own = str(os.getpid())
@@ -416,7 +372,3 @@ def kill_children() -> None:
 def _seconds(options: Mapping[str, object], name: str, default: float, *, least: float = 0.05) -> float:
     value = options.get(name)
     return max(least, float(value)) if isinstance(value, (int, float)) else default
-
-
-def _describe(error: Exception) -> str:
-    return "{}: {}".format(type(error).__name__, error)

@@ -86,13 +86,14 @@ class Reader:
         return data.decode("utf-8", "surrogateescape")
 
     def read_again(self, path: str, *, whole: bool = False) -> str:
-        """Read a file of the kernel's that is read with every sample: left open, it takes half the time.
+        """Read a file of the kernel's that is read with every sample: left open, it takes half the time or less.
 
-        For files whose meaning doesn't change while they are open, as those of /proc. From its beginning, like `read_text`,
-        and only one thread at a time may read the same path. A *whole* one the kernel gives in one piece (single_open in its
-        sources): what ends with a newline needs no second look.
+        For files whose meaning doesn't change while they are open, as those of /proc; for others see `let_go`. From its
+        beginning, like `read_text`, and only one thread at a time may read the same path. A *whole* one the kernel gives in
+        one piece (single_open in its sources): what ends with a newline needs no second look.
         """
         descriptor = self._kept.get(path)
+        was_open = descriptor is not None
         if descriptor is None:
             descriptor = self._kept[path] = os.open(self._prefix + path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -102,10 +103,17 @@ class Reader:
                 more = os.pread(descriptor, _CHUNK_BYTES, len(data))
                 data += more
         except OSError:
-            # What answers may have been started anew, such as lxcfs in a container.
+            # What answers may have been started anew, such as lxcfs in a container, or a device of this name come back.
             os.close(self._kept.pop(path))
+            if was_open:
+                return self.read_again(path, whole=whole)
             raise
         return data.decode("utf-8", "surrogateescape")
+
+    def let_go(self, folder: str) -> None:
+        """Close what `read_again` keeps below *folder*: something else may have its name by now."""
+        for path in [path for path in self._kept if path.startswith(folder + "/")]:
+            os.close(self._kept.pop(path))
 
     def has_changed(self, path: str) -> bool:
         """Tell whether a file that `read_again` keeps has changed since this was last asked; true where that can't be told.
@@ -129,9 +137,9 @@ class Reader:
                 return None
             raise
 
-    def read_word(self, path: str) -> Optional[str]:
+    def read_word(self, path: str, *, again: bool = False) -> Optional[str]:
         """Read a one-line file; None where the node can't tell or the line is blank."""
-        text = self.read_optional(path)
+        text = self.read_optional(path, again=again, whole=True)
         return (text.strip().strip("\x00") or None) if text is not None else None
 
     def names(self, path: str) -> List[str]:

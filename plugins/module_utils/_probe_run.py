@@ -67,16 +67,18 @@ class BoundedRunner:
     """Run tasks on daemon threads, one set of them at a time.
 
     A task that is still stuck from an earlier run is not started again, so a loop never piles up threads on one dead
-    mount.
+    mount. *wait* is what an idle worker does: it gets the worker's queue, and gives what came out of that, or else what it
+    began by itself (`begin`).
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, wait: Optional[Wait] = None) -> None:
         self._clock = clock
+        self._wait: Wait = wait or _wait_for_work
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._stuck: Dict[Key, float] = {}
         self._worker: Optional[_Worker] = None
-        self._batch: Optional[_Batch] = None
+        self._batch: Optional[Batch] = None
 
     def run(self, tasks: Sequence[Task], deadline_seconds: float) -> Outcome:
         """Run all *tasks*, each within its own limit; return by the time the clock shows *deadline_seconds*."""
@@ -101,13 +103,31 @@ class BoundedRunner:
         The caller must `look` until then; nothing else may run meanwhile.
         Errors: RuntimeError if no thread can be had; *then* is not called.
         """
-        batch = _Batch(self._clock, self._lock, self._stuck, deadline_seconds, then)
+        batch = self.begin(tasks, deadline_seconds, then)
+        with self._lock:
+            try:
+                self._hand_over(batch)
+            except RuntimeError:
+                self._batch = None
+                raise
+
+    def begin(self, tasks: Sequence[Task], deadline_seconds: float, then: Callable[[Outcome], None]) -> Batch:
+        """Do as `start` does, for the worker that calls this while it waits: what it gets is its work."""
+        batch = Batch(self._clock, self._lock, self._stuck, deadline_seconds, then)
         with self._lock:
             for task in tasks:
                 batch.add(task)
-            if batch.pending:
-                self._hand_over(batch)
+            batch.last_start = self._clock()
             self._batch = batch
+        return batch
+
+    def keep_worker(self) -> None:
+        """See that there is a worker, busy or not.
+
+        Errors: RuntimeError if no thread can be had.
+        """
+        with self._lock:
+            self._find_worker()
 
     def look(self) -> float:
         """Give up what is overdue, and have others take over from a held-up worker; give the time to look again."""
@@ -123,7 +143,7 @@ class BoundedRunner:
                 batch.pending.clear()
             elif batch.pending:
                 if now - batch.last_start >= _TAKEOVER_SECONDS:
-                    self._release_worker()
+                    self._release_held_up()
                     # No thread to be had now: perhaps the next time.
                     batch.last_start = now
                     with suppress(RuntimeError):
@@ -131,8 +151,7 @@ class BoundedRunner:
                 wake_at = min(wake_at, batch.last_start + _TAKEOVER_SECONDS)
             if not batch.end():
                 return wake_at
-            if self._worker is not None and self._worker.task is not None:
-                self._release_worker()
+            self._release_held_up()
             self._batch = None
         batch.then(batch.outcome())
         return float("inf")
@@ -144,7 +163,7 @@ class BoundedRunner:
             worker.batches.put(None)
             worker.join(timeout=1.0)
 
-    def _give_up_overdue(self, batch: _Batch, now: float) -> float:
+    def _give_up_overdue(self, batch: Batch, now: float) -> float:
         """Move the tasks past their limit to the errors; return when to look again."""
         deadline_seconds = wake_at = batch.deadline_seconds
         for key, (task, started) in list(batch.running.items()):
@@ -157,22 +176,26 @@ class BoundedRunner:
             batch.errors.append(task.error("timed out after {:.1f} s".format(max(0.0, until - started))))
         return wake_at
 
-    def _hand_over(self, batch: _Batch) -> None:
-        if self._worker is None:
-            worker = _Worker()
+    def _hand_over(self, batch: Batch) -> None:
+        worker = self._find_worker()
+        batch.last_start = self._clock()
+        worker.batches.put(batch)
+
+    def _find_worker(self) -> _Worker:
+        if self._worker is None or not self._worker.is_alive():
+            worker = _Worker(self._wait)
             worker.start()
             self._worker = worker
-        batch.last_start = self._clock()
-        self._worker.batches.put(batch)
+        return self._worker
 
-    def _release_worker(self) -> None:
-        """Let the held-up worker end by itself, whenever that is."""
-        if self._worker is not None:
+    def _release_held_up(self) -> None:
+        """Let a worker that is held up end by itself, whenever that is; one that has nothing to do goes on."""
+        if self._worker is not None and self._worker.task is not None:
             self._worker.batches.put(None)
             self._worker = None
 
 
-class _Batch:
+class Batch:
     """The tasks of one run, shared by its workers; *lock* guards everything here and *stuck*."""
 
     def __init__(
@@ -220,7 +243,7 @@ class _Batch:
         while True:
             with self._lock:
                 if not self.pending:
-                    return
+                    break
                 task = self.pending.popleft()
                 self.last_start = self._clock()
                 self.running[task.key] = (task, self.last_start)
@@ -245,23 +268,32 @@ class _Batch:
                     self.values[task.key] = value.value
                 else:
                     self.values[task.key] = value
-                ended = self.end()
-            if ended:
-                self.then(self.outcome())
+        with self._lock:
+            ended = self.end()
+        if ended:
+            self.then(self.outcome())
 
 
 class _Worker(threading.Thread):
-    def __init__(self) -> None:
+    def __init__(self, wait: Wait) -> None:
         super().__init__(name="probe", daemon=True)
-        self.batches: SimpleQueue[Optional[_Batch]] = SimpleQueue()
+        self.batches: SimpleQueue[Optional[Batch]] = SimpleQueue()
         self.task: Optional[Task] = None
+        self._wait = wait
 
     def run(self) -> None:
         while True:
-            batch = self.batches.get()
+            batch = self._wait(self.batches)
             if batch is None:
                 return
             batch.work(self)
+
+
+Wait = Callable[["SimpleQueue[Optional[Batch]]"], Optional[Batch]]
+
+
+def _wait_for_work(batches: SimpleQueue[Optional[Batch]]) -> Optional[Batch]:
+    return batches.get()
 
 
 def _describe(error: Exception) -> str:

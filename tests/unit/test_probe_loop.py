@@ -21,8 +21,8 @@ from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_l
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_loop import (
     MAX_COMMAND_BYTES,
     CommandReader,
-    next_on_beat,
 )
+from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_sampling import next_on_beat
 from loop_process import LoopProcess, find_pythons
 from node_manager.probe_bundle import LoopOptions, bootstrap_command, bundle
 from node_manager.shapes import Facts, Report, Sample
@@ -57,6 +57,34 @@ def unread_bytes(loop: LoopProcess) -> int:
     """Tell how much waits in the pipe that it writes to."""
     answer = fcntl.ioctl(loop.stdout.fileno(), termios.FIONREAD, bytes(4))
     return int.from_bytes(answer, sys.byteorder)
+
+
+def count_sleeps(pid: int) -> int:
+    """Count how often the threads of a process gave up the processor by themselves."""
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return sum(int(text.split("\nvoluntary_ctxt_switches:")[1].split()[0]) for text in texts)
+
+
+def make_hanging_node(folder: Path) -> Path:
+    """Make what a node tells below a folder; its memory hangs."""
+    for path in ("proc/net/dev", "proc/stat", "proc/uptime"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text("")
+    # Opening a pipe that nobody writes to waits for ever.
+    os.mkfifo(folder / "proc/meminfo")
+    return folder
+
+
+def run_below(folder: Path, options: dict[str, float]) -> str:
+    """Give the command of a loop that looks below a folder."""
+    script = (
+        f"import sys; sys.path.insert(0, {str(COLLECTIONS)!r})\n"
+        f"from {PACKAGE}._probe_loop import Loop\nfrom {PACKAGE}._probe_read import Reader\nimport os\n"
+        f"Loop({options!r}, Reader({str(folder)!r})).run()\n"
+        "os._exit(0)"
+    )
+    (folder / "run.py").write_text(script)
+    return f"{sys.executable} {folder}/run.py"
 
 
 @pytest.mark.skipif(
@@ -152,6 +180,47 @@ def test_loop_catches_up_on_nothing_after_it_was_stopped() -> None:
     assert times[-1] - times[0] > 0.7
 
 
+def test_samples_cost_one_awakening_and_a_look() -> None:
+    with LoopProcess.start(sys.executable, sample_interval_seconds=1.0, beat_interval_seconds=30.0) as loop:
+        loop.wait_for("report")
+        loop.wait_for_count("sample", 2)
+        before = len(loop.times("sample")), count_sleeps(loop.pid)
+        loop.wait_for_count("sample", before[0] + 8)
+        after = len(loop.times("sample")), count_sleeps(loop.pid)
+
+    # Two threads that sleep once for each sample; twice as often may be for the interpreter's lock on a busy machine.
+    assert after[1] - before[1] <= 4 * (after[0] - before[0])
+
+
+def test_lines_stay_whole_for_a_slow_reader() -> None:
+    options = LoopOptions(sample_interval_seconds=0.05, beat_interval_seconds=0.05, check_interval_seconds=0.1)
+    with LoopProcess(bootstrap_command(sys.executable), b"") as loop:
+        fcntl.fcntl(loop.stdout.fileno(), fcntl.F_SETPIPE_SZ, 4096)
+        loop.send(bundle(options))
+        said = b""
+        deadline = time.monotonic() + 20
+        while said.count(b"\n") < 150 and time.monotonic() < deadline:
+            said += os.read(loop.stdout.fileno(), 500)
+            time.sleep(0.001)
+
+    kinds = [json.loads(line)["kind"] for line in said.splitlines()[:-1]]
+    assert len(kinds) >= 149
+    assert set(kinds) <= {"hello", "facts", "sample", "beat", "report"}
+    assert {"sample", "report"} <= set(kinds)
+
+
+def test_sample_asked_for_while_one_hangs_is_answered_after_it(tmp_path: Path) -> None:
+    node = make_hanging_node(tmp_path)
+    with LoopProcess(run_below(node, {"sample_interval_seconds": 60, "beat_interval_seconds": 5}), b"") as loop:
+        loop.listen()
+        loop.wait_for("hello")
+        loop.send(b'{"do":"sample","id":"hangs"}\n{"do":"sample","id":"asked"}\n')
+
+        answer = loop.wait_for("sample", lambda line: line.get("id") == "asked")
+
+    assert any(error["message"].startswith("still blocked") for error in answer["data"]["errors"])
+
+
 def test_loop_ends_when_nobody_can_hear_it() -> None:
     with LoopProcess(bootstrap_command(sys.executable), bundle(LoopOptions(sample_interval_seconds=60))) as loop:
         assert b"hello" in loop.stdout.readline()
@@ -209,20 +278,9 @@ def test_hanging_check_delays_neither_samples_nor_beats() -> None:
 
 
 def test_hanging_collector_delays_no_beat(tmp_path: Path) -> None:
-    for path in ("proc/net/dev", "proc/stat", "proc/uptime"):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text("")
-    # Opening a pipe that nobody writes to waits for ever.
-    os.mkfifo(tmp_path / "proc/meminfo")
-    script = (
-        f"import sys; sys.path.insert(0, {str(COLLECTIONS)!r})\n"
-        f"from {PACKAGE}._probe_loop import Loop\nfrom {PACKAGE}._probe_read import Reader\nimport os\n"
-        f"Loop({{'sample_interval_seconds': 0.5, 'beat_interval_seconds': 0.2}}, Reader({str(tmp_path)!r})).run()\n"
-        "os._exit(0)"
-    )
-    (tmp_path / "run.py").write_text(script)
+    node = make_hanging_node(tmp_path)
 
-    with LoopProcess(f"{sys.executable} {tmp_path}/run.py", b"") as loop:
+    with LoopProcess(run_below(node, {"sample_interval_seconds": 0.5, "beat_interval_seconds": 0.2}), b"") as loop:
         loop.listen()
         samples = loop.wait_for_count("sample", 2)
         loop.stdin.close()
@@ -298,6 +356,8 @@ def test_tell_leaves_out_the_containers_of_a_long_sample() -> None:
     [
         1.5, -(2**62), 2**63, -(2**63) - 1, 10**30, float("nan"), float("inf"), 1e300, "eth0", "a\0b", "\udcff", "\u00fc",
         "\x7f\n", "x" * 5000, b"\xffbytes", {"a": [None, True]}, {1, 2}, {7: "a"}, list(range(2000)), object(),
+        "x" * 4096, "x" * 4097, 'quoted"' * 1000, "back\\" * 1000, [1.5] * 1024, [1.5] * 1025, ["x" * 100] * 500,
+        {f"key-{number}": number for number in range(1025)}, ["y" * 4000] * 20,
     ],
     ids=lambda value: ascii(value)[:20],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +24,7 @@ from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_c
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_parse import Mount
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_read import Reader, run_command
 from ansible_collections.iot_platform.node_manager.plugins.module_utils._probe_run import (
+    Batch,
     BoundedRunner,
     MoreTasks,
     Outcome,
@@ -171,6 +174,75 @@ def test_start_ends_by_itself_where_nothing_hangs(runner: BoundedRunner) -> None
     assert ended.wait(5)
     assert runner.look() == float("inf")
     assert [end.values for end in ends] == [{("good", ""): 7}]
+
+
+def test_worker_works_on_what_it_began_while_it_waited() -> None:
+    ends: list[Outcome] = []
+    threads: list[int] = []
+    due = threading.Semaphore(2)
+    done = threading.Semaphore(0)
+
+    def end(outcome: Outcome) -> None:
+        ends.append(outcome)
+        done.release()
+
+    def wait(handed_over: SimpleQueue[Batch | None]) -> Batch | None:
+        if not due.acquire(timeout=0.01):
+            return handed_over.get()
+        return runner.begin([Task("who", lambda: threads.append(threading.get_ident()), 1.0)], soon(), end)
+
+    runner = BoundedRunner(wait=wait)
+    runner.keep_worker()
+    runner.keep_worker()
+    assert done.acquire(timeout=5)
+    assert done.acquire(timeout=5)
+    runner.close()
+
+    assert [end.values for end in ends] == [{("who", ""): None}] * 2
+    assert len(set(threads)) == 1
+
+
+def test_worker_that_hangs_is_replaced_while_nothing_else_waits(gate: threading.Event) -> None:
+    ends: list[Outcome] = []
+    due = threading.Event()
+
+    def wait(handed_over: SimpleQueue[Batch | None]) -> Batch | None:
+        while handed_over.empty():
+            if due.is_set():
+                due.clear()
+                return runner.begin([Task("nas", gate.wait, 0.2), Task("good", lambda: 7, 0.2)], soon(), ends.append)
+            due.wait(0.01)
+        return handed_over.get()
+
+    runner = BoundedRunner(wait=wait)
+    for number in range(2):
+        due.set()
+        deadline = soon()
+        while len(ends) == number and time.monotonic() < deadline:
+            runner.keep_worker()
+            time.sleep(max(0.0, min(runner.look() - time.monotonic(), 0.02)))
+    runner.close()
+
+    assert [end.values for end in ends] == [{("good", ""): 7}] * 2
+    assert ends[0].errors == [{"collector": "nas", "message": "timed out after 0.2 s"}]
+    assert ends[1].errors[0]["message"].startswith("still blocked after")
+
+
+def test_keep_worker_replaces_one_that_died() -> None:
+    waited = threading.Semaphore(0)
+
+    def wait(handed_over: SimpleQueue[Batch | None]) -> Batch | None:
+        waited.release()
+        return None
+
+    runner = BoundedRunner(wait=wait)
+    for _ in range(2):
+        runner.keep_worker()
+        assert waited.acquire(timeout=5)
+        deadline = soon()
+        while any(thread.name == "probe" for thread in threading.enumerate()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    runner.close()
 
 
 def test_collect_sample_leaves_a_dead_mount_out(node: Path, gate: threading.Event) -> None:
@@ -358,6 +430,38 @@ def test_root_that_became_read_only_is_seen_before_the_mounts_are_read_again(nod
     assert [part["read_only"] for part in after["filesystems"] if part["mount"] == "/"] == [True]  # type: ignore[union-attr, index, call-overload]
 
 
+def test_sampler_opens_links_anew_once_they_may_be_others(node: Path) -> None:
+    clock = SimpleNamespace(now=0.0)
+    sampler = Sampler(Reader(str(node), statvfs=lambda _: SPACE), clock=lambda: clock.now)
+
+    def make_link(name: str, state: str) -> None:
+        folder = node / "sys/class/net" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "new").write_text(state + "\n")
+        (folder / "new").rename(folder / "operstate")
+
+    def links_at(now: float, *names: str) -> dict[str, bool]:
+        clock.now = now
+        lines = [f"{name}: 1 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0\n" for name in names]
+        (node / "proc/net/dev").write_text("Inter-|\n face |\n" + "".join(lines))
+        part = sampler.sample()["network"]
+        assert isinstance(part, list)
+        return {link["interface"]: link["up"] for link in part}
+
+    make_link("eth0", "up")
+    make_link("eth1", "down")
+    seen = [links_at(0.0, "eth0", "eth1")]
+    make_link("eth0", "down")
+    make_link("eth1", "up")
+    seen += [links_at(59.0, "eth0", "eth1"), links_at(60.0, "eth0", "eth1")]
+    make_link("eth0", "up")
+    seen += [links_at(61.0, "eth0"), links_at(62.0, "eth0", "eth1")]
+    sampler.close()
+
+    first, swapped = {"eth0": True, "eth1": False}, {"eth0": False, "eth1": True}
+    assert seen == [first, first, swapped, {"eth0": True}, {"eth0": True, "eth1": True}]
+
+
 def test_kernel_tells_of_other_mounts(tmp_path: Path) -> None:
     script = """
 import subprocess, sys
@@ -511,6 +615,38 @@ def test_read_again_opens_a_file_anew_that_failed(tmp_path: Path) -> None:
     (tmp_path / "stat").write_text("back")
 
     assert reader.read_again("/stat") == "back"
+
+
+def test_read_again_reads_a_device_that_came_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "state").write_text("up\n")
+    reader = Reader(str(tmp_path))
+    assert reader.read_word("/state", again=True) == "up"
+    gone = [OSError(errno.ENODEV, "No such device")]
+
+    def pread(*details: int) -> bytes:
+        if gone:
+            raise gone.pop()
+        return os.read(details[0], details[1])
+
+    monkeypatch.setattr(os, "pread", pread)
+
+    assert reader.read_word("/state", again=True) == "up"
+
+
+def test_let_go_closes_what_lies_below(tmp_path: Path) -> None:
+    reader = Reader(str(tmp_path))
+    for name in ("net/eth0", "net/eth1", "network"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old")
+        reader.read_again("/" + name)
+        (tmp_path / "new").write_text("new")
+        (tmp_path / "new").rename(tmp_path / name)
+    before = len(os.listdir("/proc/self/fd"))
+
+    reader.let_go("/net")
+
+    assert len(os.listdir("/proc/self/fd")) == before - 2
+    assert [reader.read_again(path) for path in ("/net/eth0", "/net/eth1", "/network")] == ["new", "new", "old"]
 
 
 def test_read_again_leaves_no_file_open(tmp_path: Path) -> None:
