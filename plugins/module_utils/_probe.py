@@ -186,6 +186,7 @@ class Sampler:
         self._mounts_at = float("-inf")
         self._oom_kills: Tuple[float, Optional[int]] = (float("-inf"), None)
         self._mounts = MoreTasks((), None)
+        self._pressures: Dict[str, Tuple[Optional[str], Pressure]] = {}
         self._links: AbstractSet[str] = frozenset()
         self._links_at = float("-inf")
         self._speeds: Dict[str, Optional[int]] = {}
@@ -323,7 +324,7 @@ class Sampler:
 
     def _read_cpu(self) -> CpuReading:
         times = parse_cpu_times(self._reader.read_again("/proc/stat", whole=True))
-        self._cpu_count = times.count
+        self._cpu_count = times.cpu_count
         loads = parse_loadavg(self._reader.read_again("/proc/loadavg", whole=True))
         return CpuReading(times, loads, self._read_pressure("cpu", with_full=False))
 
@@ -336,7 +337,11 @@ class Sampler:
 
     def _read_pressure(self, resource: str, *, with_full: bool) -> Pressure:
         text = self._reader.read_optional("/proc/pressure/" + resource, again=True, whole=True)
-        return parse_pressure(text, with_full=with_full) if text else None
+        # Most nodes wait for nothing most of the time.
+        known = self._pressures.get(resource)
+        if known is None or known[0] != text:
+            known = self._pressures[resource] = text, parse_pressure(text, with_full=with_full) if text else None
+        return known[1]
 
     def _find_filesystems(self) -> MoreTasks:
         now = self._clock()

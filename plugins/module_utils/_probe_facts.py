@@ -134,7 +134,7 @@ class FactsReader:
         return {"runit": "runit", "s6-svscan": "s6"}.get(first or "")
 
     def read_cpu(self) -> Dict[str, object]:
-        count = parse_cpu_times(self._reader.read_text("/proc/stat")).count
+        count = parse_cpu_times(self._reader.read_text("/proc/stat")).cpu_count
         return {"count": count, "model": parse_cpuinfo(self._reader.read_text("/proc/cpuinfo")).model}
 
     def read_disk_total_bytes(self) -> Optional[int]:

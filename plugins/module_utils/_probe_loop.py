@@ -8,8 +8,9 @@ commands. Writes nothing but standard output, so that it needs neither a disk no
 
 The main thread reads commands, gives the signs of life and writes what can't be written at once; it waits nowhere but in
 poll(2). All looking is done by threads beside it, so that whatever hangs there delays no sign of life; they write what
-they have seen themselves. poll counts on the monotonic clock, while a lock
-with a timeout counts on the wall clock before Python 3.11: a board that gets its time late would sleep for years.
+they have seen themselves, and put off the alarm that wakes the main thread: while samples come, it sleeps. Alarm and poll
+count on the monotonic clock, while a lock with a timeout counts on the wall clock before Python 3.11: a board that gets
+its time late would sleep for years.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ _FIRST_SAMPLES = 2
 # How long a beat waits for a sample that is under way or due, as a share of its interval.
 _BEAT_PATIENCE = 0.1
 _NEVER = float("inf")
+# An alarm in no time would be none.
+_SOON_SECONDS = 0.001
 _NICENESS = 5
 _BROKEN = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
@@ -85,7 +88,7 @@ class Loop:
         self._sampling = Sampling(
             reader,
             self._outbox,
-            self._hand_out,
+            self._hand_out_sample,
             interval_seconds=_seconds(options, "sample_interval_seconds", 15.0),
             offset_seconds=_seconds(options, "first_delay_seconds", 0.0, least=0.0),
             containers_interval_seconds=_seconds(options, "containers_interval_seconds", 0.0, least=0.0),
@@ -101,6 +104,8 @@ class Loop:
         self._commands = CommandReader(self._outbox.fail)
         self._check_at = _NEVER
         self._beat_at = 0.0
+        self._look_at = 0.0
+        self._alarm_lock = threading.Lock()
         self._ended = False
 
     def run(self) -> None:
@@ -109,6 +114,7 @@ class Loop:
         signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, self._end)
+        signal.signal(signal.SIGALRM, lambda _number, _frame: None)
         version = "{}.{}.{}".format(*sys.version_info[:3])
         self._outbox.say("hello", schema=SCHEMA, python=version, pid=os.getpid())
         self._checking.start()
@@ -121,12 +127,12 @@ class Loop:
         while not self._ended:
             now = time.monotonic()
             self._check_if_due(now)
-            wake_at = min(self._sampling.look(), self._beat(now), self._check_at)
+            self._look_at = self._sampling.look()
+            self._beat_if_due(now)
             # Asked for or not, poll tells when the reading end is gone.
             poller.register(_STDOUT, select.POLLOUT if self._writer.waits else 0)
-            wait_seconds = max(0.0, wake_at - time.monotonic())
-            # Rounded up: a beat that is not quite due would be looked for again and again.
-            for descriptor, event in poller.poll(int(wait_seconds * 1000) + 1):
+            self._set_alarm()
+            for descriptor, event in poller.poll():
                 if not self._handle(descriptor, event):
                     self._ended = True
 
@@ -142,19 +148,24 @@ class Loop:
                 self._checking.ask(None)
             self._check_at = next_on_beat(self._check_at, self._check_interval, now)
 
-    def _beat(self, now: float) -> float:
-        """Say that this lives, if no line has said so and no sample is about to; give the time to look again."""
-        beat_at = max(self._beat_at, self._writer.wrote_at + self._beat_interval)
+    def _beat_if_due(self, now: float) -> None:
+        if now >= self._beat_due():
+            self._beat_at = now + self._beat_interval
+            if not self._writer.waits:
+                self._outbox.say("beat")
+                self._hand_out()
+
+    def _beat_due(self) -> float:
+        """Give the time to say that this lives: when no line has said so lately, and no sample is about to."""
+        due = max(self._beat_at, self._writer.wrote_at + self._beat_interval)
         patience = self._beat_interval * _BEAT_PATIENCE
-        if not self._sampling.idle or self._sampling.due <= beat_at + patience:
-            beat_at += patience
-        if now < beat_at:
-            return beat_at
-        if not self._writer.waits:
-            self._outbox.say("beat")
-            self._hand_out()
-        self._beat_at = now + self._beat_interval
-        return self._beat_at
+        return due if self._sampling.idle and self._sampling.due > due + patience else due + patience
+
+    def _set_alarm(self) -> None:
+        """Have the main thread woken once it has something to do; not by its own poll, so that other threads may move it."""
+        with self._alarm_lock:
+            wake_at = min(self._look_at, self._beat_due(), self._check_at)
+            signal.setitimer(signal.ITIMER_REAL, max(_SOON_SECONDS, wake_at - time.monotonic()))
 
     def _handle(self, descriptor: int, event: int) -> bool:
         """React to what poll saw; false if it is the end."""
@@ -177,13 +188,19 @@ class Loop:
             return False
         return True
 
+    def _hand_out_sample(self) -> None:
+        self._look_at = self._sampling.look_at
+        self._hand_out()
+
     def _hand_out(self) -> None:
         """Write what was handed in, on whichever thread; the main one does it once that would mean to wait."""
         try:
             is_written = self._writer.write()
         except OSError:
             self._ended, is_written = True, False
-        if not is_written or self._check_at == _NEVER:
+        if is_written and self._check_at != _NEVER:
+            self._set_alarm()
+        else:
             # A full pipe wakes as well as one more byte would.
             with contextlib.suppress(BlockingIOError):
                 os.write(self._wake_end, b"\0")

@@ -10,8 +10,8 @@ _facts_parse.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from functools import lru_cache
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 _KIB = 1024
 
@@ -20,11 +20,10 @@ class ResourceFormatError(ValueError):
     """The text is not what the kernel documents, so nothing can be said from it."""
 
 
-@dataclass(frozen=True)
-class CpuTimes:
+class CpuTimes(NamedTuple):
     """Clock ticks since boot, over all CPUs; guest time is inside user and nice already."""
 
-    count: int
+    cpu_count: int
     user: int
     nice: int
     system: int
@@ -35,8 +34,7 @@ class CpuTimes:
     steal: int
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """Bytes of memory and swap."""
 
     total_bytes: int
@@ -45,8 +43,7 @@ class Memory:
     swap_free_bytes: int
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(NamedTuple):
     """One line of mountinfo; *device_id* names the superblock, which bind mounts of one filesystem share."""
 
     device_id: str
@@ -57,8 +54,7 @@ class Mount:
     read_only: bool
 
 
-@dataclass(frozen=True)
-class FilesystemSpace:
+class FilesystemSpace(NamedTuple):
     """The numbers of statvfs(3) that are reported, blocks already multiplied."""
 
     total_bytes: int
@@ -69,8 +65,7 @@ class FilesystemSpace:
     read_only: bool = False
 
 
-@dataclass(frozen=True)
-class ServiceUnit:
+class ServiceUnit(NamedTuple):
     """One systemd service; *restarts* counts those that systemd did by itself since somebody last started it."""
 
     name: str
@@ -78,8 +73,7 @@ class ServiceUnit:
     restarts: int
 
 
-@dataclass(frozen=True)
-class InterfaceCounters:
+class InterfaceCounters(NamedTuple):
     """What one network interface counted since it came up."""
 
     received_bytes: int
@@ -137,25 +131,27 @@ def parse_pressure(text: str, *, with_full: bool) -> Dict[str, Optional[float]]:
     Errors: ResourceFormatError if an average is no number.
     Source: Linux Documentation/accounting/psi.rst, Linux >= 4.20.
     """
-    kinds = _AVERAGES if with_full else {"some": _AVERAGES["some"]}
-    result: Dict[str, Optional[float]] = {key: None for keys in kinds.values() for key in keys.values()}
-    keys: Dict[str, str] = {}
-    for field in text.split():
-        window, equals, number = field.partition("=")
-        if not equals:
-            keys = kinds.get(field, {})
-        elif window in keys:
-            try:
-                result[keys[window]] = float(number)
-            except ValueError as error:
-                raise ResourceFormatError("pressure: {}".format(error)) from error
+    result = dict.fromkeys(_SOME_AND_FULL if with_full else _SOME)
+    for line in text.splitlines():
+        fields = line.split()
+        for field in fields[1:]:
+            window, _equals, number = field.partition("=")
+            name = _PRESSURE_NAMES.get((fields[0], window))
+            if name in result:
+                try:
+                    result[name] = float(number)
+                except ValueError as error:
+                    raise ResourceFormatError("pressure: {}".format(error)) from error
     return result
 
 
-_AVERAGES = {
-    kind: {window: "{}_{}_percent".format(kind, window) for window in ("avg10", "avg60", "avg300")}
+_PRESSURE_NAMES = {
+    (kind, window): "{}_{}_percent".format(kind, window)
     for kind in ("some", "full")
+    for window in ("avg10", "avg60", "avg300")
 }
+_SOME_AND_FULL = tuple(_PRESSURE_NAMES.values())
+_SOME = _SOME_AND_FULL[:3]
 
 
 # MemTotal:       24684084 kB
@@ -343,6 +339,7 @@ def parse_net_dev(text: str) -> Dict[str, InterfaceCounters]:
 _QUIET_INTERFACES = re.compile(r"lo$|veth|cali[0-9a-f]|lxc[0-9a-f_]|dummy\d|ifb\d|bonding_masters$")
 
 
+@lru_cache(maxsize=256)
 def is_reported_interface(name: str) -> bool:
     """Tell whether an interface says something about the node, not about one container."""
     return _QUIET_INTERFACES.match(name) is None

@@ -17,9 +17,8 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Callable, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Deque, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 # In the good case one worker runs all collectors in a row, one hand-over per sample. Once that worker is held up for
 # this long, another takes over the rest, so any number of hanging collectors wait side by side.
@@ -30,33 +29,28 @@ _MAX_LEFT_BEHIND = 32
 Key = Tuple[str, str]
 
 
-@dataclass(frozen=True)
 class Task:
     """One call of a collector: *where* tells several calls of one collector apart, and appears in its message."""
 
-    collector: str
-    call: Callable[[], object]
-    limit_seconds: float
-    where: str = ""
-
-    @property
-    def key(self) -> Key:
-        return self.collector, self.where
+    def __init__(self, collector: str, call: Callable[[], object], limit_seconds: float, where: str = "") -> None:
+        self.collector = collector
+        self.call = call
+        self.limit_seconds = limit_seconds
+        self.where = where
+        self.key: Key = (collector, where)
 
     def error(self, message: str) -> Dict[str, str]:
         return {"collector": self.collector, "message": message + (" at " + self.where if self.where else "")}
 
 
-@dataclass(frozen=True)
-class MoreTasks:
+class MoreTasks(NamedTuple):
     """What a task returns that finds out what else there is to collect; *value* is its own result."""
 
     tasks: Sequence[Task]
     value: object
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What the tasks brought: *values* has those that came back in time, *errors* a line for each of the others."""
 
     values: Dict[Key, object]
@@ -240,14 +234,9 @@ class Batch:
 
     def work(self, worker: _Worker) -> None:
         """Run pending tasks until there are none, or until one of them came back after it was given up."""
-        while True:
-            with self._lock:
-                if not self.pending:
-                    break
-                task = self.pending.popleft()
-                self.last_start = self._clock()
-                self.running[task.key] = (task, self.last_start)
-                worker.task = task
+        with self._lock:
+            task = self._next(worker)
+        while task is not None:
             failure = None
             value: object = None
             try:
@@ -268,10 +257,20 @@ class Batch:
                     self.values[task.key] = value.value
                 else:
                     self.values[task.key] = value
+                task = self._next(worker)
         with self._lock:
             ended = self.end()
         if ended:
             self.then(self.outcome())
+
+    def _next(self, worker: _Worker) -> Optional[Task]:
+        if not self.pending:
+            return None
+        task = self.pending.popleft()
+        self.last_start = self._clock()
+        self.running[task.key] = (task, self.last_start)
+        worker.task = task
+        return task
 
 
 class _Worker(threading.Thread):

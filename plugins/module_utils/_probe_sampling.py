@@ -74,6 +74,11 @@ class Sampling:
         """Tell whether no sample is under way or asked for."""
         return not self._asked and self._begun == self.done
 
+    @property
+    def look_at(self) -> float:
+        """The time to look whether the next sample came."""
+        return max(time.monotonic(), self.due) + _LOOK_AFTER_SECONDS
+
     def ask(self, command_id: Optional[str]) -> bool:
         """Have a sample taken as soon as can be; false if too many wait."""
         if len(self._asked) >= _MAX_ASKED:
@@ -93,7 +98,7 @@ class Sampling:
             self._outbox.fail_because("sample", error)
             look_at = now + self._interval
         else:
-            look_at = min(look_at, max(now, self.due) + _LOOK_AFTER_SECONDS)
+            look_at = min(look_at, self.look_at)
         return min(look_at, now + _LOOK_SOON_SECONDS) if self._asked else look_at
 
     def _wait(self, handed_over: SimpleQueue[Optional[Batch]]) -> Optional[Batch]:

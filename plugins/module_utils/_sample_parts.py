@@ -8,8 +8,8 @@ Pure: imports the standard library only. Runs on nodes with Python 3.8. The shap
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from types import MappingProxyType
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ._engine_parse import ContainerUsage
 from ._probe_clock import ClockReading
@@ -27,54 +27,49 @@ _MAX_INTERFACES = 64
 _MAX_SERVICES = 32
 
 Pressure = Optional[Dict[str, Optional[float]]]
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class CpuReading:
+class CpuReading(NamedTuple):
     times: CpuTimes
     loads: Optional[Tuple[float, float, float]]
     pressure: Pressure
 
 
-@dataclass(frozen=True)
-class MemoryReading:
+class MemoryReading(NamedTuple):
     memory: Memory
     pressure: Pressure
     oom_kills: Optional[int]
 
 
-@dataclass(frozen=True)
-class TimeReading:
+class TimeReading(NamedTuple):
     """How long the node is up, and what the kernel says of its clock, if it says anything."""
 
     uptime_seconds: float
     clock: Optional[ClockReading]
 
 
-@dataclass(frozen=True)
-class NetworkReading:
+class NetworkReading(NamedTuple):
     """The counters of all reported interfaces, with the time they were read at; *links* holds (up, speed)."""
 
     at_seconds: float
     counters: Mapping[str, InterfaceCounters]
-    links: Mapping[str, Tuple[Optional[bool], Optional[int]]] = field(default_factory=dict)
+    links: Mapping[str, Tuple[Optional[bool], Optional[int]]] = _NOTHING
 
 
-@dataclass(frozen=True)
-class ContainersReading:
+class ContainersReading(NamedTuple):
     part: Dict[str, object]
     usage: Mapping[str, ContainerUsage]
     errors: List[Dict[str, str]]
 
 
-@dataclass(frozen=True)
-class Counters:
+class Counters(NamedTuple):
     """What is compared between two samples; a part that could not be read is empty."""
 
     at_seconds: float
     cpu: Optional[CpuTimes] = None
-    network: Mapping[str, InterfaceCounters] = field(default_factory=dict)
-    containers: Mapping[str, ContainerUsage] = field(default_factory=dict)
+    network: Mapping[str, InterfaceCounters] = _NOTHING
+    containers: Mapping[str, ContainerUsage] = _NOTHING
 
 
 def cpu_part(reading: CpuReading, before: Optional[CpuTimes]) -> Dict[str, object]:
@@ -107,7 +102,7 @@ def cpu_part(reading: CpuReading, before: Optional[CpuTimes]) -> Dict[str, objec
             }
     loads = reading.loads or (None, None, None)
     return {
-        "count": now.count,
+        "count": now.cpu_count,
         **shares,
         "load_1m": loads[0],
         "load_5m": loads[1],
