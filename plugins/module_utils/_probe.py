@@ -12,12 +12,11 @@ caller prints it, flushes and returns, and must not join threads.
 from __future__ import annotations
 
 import time
-from typing import AbstractSet, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import AbstractSet, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ._bounds import JsonValue, TooLargeError, clean
 from ._engine import Runtime, cannot_list_message, find_runtime, no_runtime_message, read_containers, read_usage
 from ._engine_parse import ContainerUsage
-from ._probe_clock import ClockReading
 from ._probe_facts import FactsReader
 from ._probe_parse import (
     CpuTimes,
@@ -35,7 +34,7 @@ from ._probe_parse import (
     real_filesystems,
 )
 from ._probe_read import Reader
-from ._probe_run import Batch, BoundedRunner, MoreTasks, Outcome, Task, Wait
+from ._probe_run import Batch, BoundedRunner, Key, MoreTasks, Outcome, Task, Wait
 from ._probe_sensors import NO_SENSORS, Sensors
 from ._sample_parts import (
     ContainersReading,
@@ -63,6 +62,7 @@ _COLLECTOR_LIMIT_SECONDS = 2.0
 # Asking a driver for its link speed takes the network lock, and a USB adapter's bus: not with every sample.
 _LINKS_MAX_AGE_SECONDS = 60.0
 _INTERFACES = "/sys/class/net"
+_MOUNTS = "/proc/self/mountinfo"
 # What costs much of a sample and rarely changes: the clock, asked through ctypes; the mounts, of which the kernel tells when
 # there are others, but not of a filesystem that gave up writing; and all of vmstat for one number in it.
 _RARE_MAX_AGE_SECONDS = 30.0
@@ -185,12 +185,14 @@ class Sampler:
         self._mounts_text = ""
         self._mounts_at = float("-inf")
         self._oom_kills: Tuple[float, Optional[int]] = (float("-inf"), None)
-        self._mounts = MoreTasks((), None)
+        self._mounts: Sequence[Task] = ()
+        self._is_root_read_only: Optional[bool] = None
         self._pressures: Dict[str, Tuple[Optional[str], Pressure]] = {}
         self._links: AbstractSet[str] = frozenset()
         self._links_at = float("-inf")
         self._speeds: Dict[str, Optional[int]] = {}
-        self._clock_read: Tuple[float, Optional[ClockReading]] = (float("-inf"), None)
+        self._clock_at = float("-inf")
+        self._time = TimeReading(0.0, None)
         self._sensors = Sensors(reader, clock)
         self._runtime: Optional[Runtime] = None
         self._containers_interval_seconds = containers_interval_seconds
@@ -199,16 +201,13 @@ class Sampler:
         self._services_interval_seconds = services_interval_seconds
         self._services_at = float("-inf")
         self._services: Optional[Dict[str, object]] = None
-        self._deadline = 0.0
-        # Of every sample.
-        self._tasks = [
-            self._task("filesystems", self._find_filesystems),
-            self._task("clock", self._read_clock),
+        # What is as good as read anew, in the sample that is under way.
+        self._kept: Dict[Key, object] = {}
+        self._every_time = [
             self._task("cpu", self._read_cpu),
             self._task("memory", self._read_memory),
             self._task("io", lambda: self._read_pressure("io", with_full=True)),
             self._task("network", self._read_network),
-            self._task("containers", lambda: self._read_containers(self._deadline)),
         ]
 
     @property
@@ -262,13 +261,34 @@ class Sampler:
         self._remember(values.get(("cpu", "")), values.get(("network", "")), usage if isinstance(usage, dict) else {})
 
     def _sample_tasks(self, deadline: float) -> List[Task]:
-        self._deadline = deadline
-        tasks = self._tasks.copy()
+        now = self._clock()
+        tasks: List[Task] = []
+        kept: Dict[Key, object] = {}
+        if self._reader.has_changed(_MOUNTS) or now - self._mounts_at >= _RARE_MAX_AGE_SECONDS:
+            # The kernel tells of a change once: whoever fails to read it tries again.
+            self._mounts_at = float("-inf")
+            tasks.append(self._task("filesystems", self._find_filesystems))
+        else:
+            kept["filesystems", ""] = self._is_root_read_only
+            tasks.extend(self._mounts)
+        since = now - self._clock_at
+        if since >= _RARE_MAX_AGE_SECONDS:
+            tasks.append(self._task("clock", self._read_clock))
+        else:
+            kept["clock", ""] = TimeReading(round(self._time.uptime_seconds + since, 2), self._time.clock)
+        tasks.extend(self._every_time)
+        if self._containers is None or now - self._containers_at >= self._containers_interval_seconds:
+            tasks.append(self._task("containers", lambda: self._read_containers(deadline)))
+        else:
+            kept["containers", ""] = self._containers
         if self._sensors.may_exist:
             tasks.append(self._task("thermal", self._sensors.read))
+        else:
+            kept["thermal", ""] = NO_SENSORS
         interval = self._services_interval_seconds
-        if interval is not None and self._clock() - self._services_at >= interval:
+        if interval is not None and now - self._services_at >= interval:
             tasks.append(self._task("services", self._read_services))
+        self._kept = kept
         return tasks
 
     def close(self) -> None:
@@ -276,7 +296,7 @@ class Sampler:
         self._runner.close()
 
     def _assemble(self, outcome: Outcome) -> Dict[str, object]:
-        values = outcome.values
+        values = {**self._kept, **outcome.values}
         at, memory = values.get(("clock", "")), values.get(("memory", ""))
         cpu, network = values.get(("cpu", "")), values.get(("network", ""))
         containers = values.get(("containers", ""))
@@ -299,7 +319,7 @@ class Sampler:
             "filesystems": filesystems if root in values else None,
             "network": network_part(network, before) if isinstance(network, NetworkReading) else None,
             "containers": containers.part if isinstance(containers, ContainersReading) else None,
-            "thermal": values.get(("thermal", "")) if self._sensors.may_exist else NO_SENSORS,
+            "thermal": values.get(("thermal", "")),
             "services": self._services,
             "root_read_only": is_root_read_only(values.get(root), filesystems),
             "errors": errors,
@@ -318,9 +338,9 @@ class Sampler:
         if self._boot_id is None:
             self._boot_id = self._reader.read_word("/proc/sys/kernel/random/boot_id")
         now = self._clock()
-        if now - self._clock_read[0] >= _RARE_MAX_AGE_SECONDS:
-            self._clock_read = (now, self._reader.clock())
-        return TimeReading(parse_uptime(self._reader.read_again("/proc/uptime", whole=True)), self._clock_read[1])
+        uptime_seconds = parse_uptime(self._reader.read_again("/proc/uptime", whole=True))
+        self._time, self._clock_at = TimeReading(uptime_seconds, self._reader.clock()), now
+        return self._time
 
     def _read_cpu(self) -> CpuReading:
         times = parse_cpu_times(self._reader.read_again("/proc/stat", whole=True))
@@ -345,18 +365,17 @@ class Sampler:
 
     def _find_filesystems(self) -> MoreTasks:
         now = self._clock()
-        if not self._reader.has_changed("/proc/self/mountinfo") and now - self._mounts_at < _RARE_MAX_AGE_SECONDS:
-            return self._mounts
-        text = self._reader.read_again("/proc/self/mountinfo")
+        text = self._reader.read_again(_MOUNTS)
         if text != self._mounts_text:
             mounts = parse_mountinfo(text)
             # Mounts stacked on the root: the last one is what programs see.
             roots = [mount.read_only for mount in mounts if mount.mount_point == "/"]
             chosen = real_filesystems(mounts)[:_MAX_FILESYSTEMS]
-            tasks = [self._task("filesystems", self._space_of(mount), mount.mount_point) for mount in chosen]
-            self._mounts, self._mounts_text = MoreTasks(tasks, roots[-1] if roots else None), text
+            self._mounts = [self._task("filesystems", self._space_of(mount), mount.mount_point) for mount in chosen]
+            self._is_root_read_only = roots[-1] if roots else None
+            self._mounts_text = text
         self._mounts_at = now
-        return self._mounts
+        return MoreTasks(self._mounts, self._is_root_read_only)
 
     def _space_of(self, mount: Mount) -> Callable[[], object]:
         limit_seconds = _COLLECTOR_LIMIT_SECONDS * 0.9
@@ -403,8 +422,6 @@ class Sampler:
 
     def _read_containers(self, deadline: float) -> ContainersReading:
         now = self._clock()
-        if self._containers is not None and now - self._containers_at < self._containers_interval_seconds:
-            return self._containers
         previous = self._previous.containers if self._previous else {}
         engine_deadline = self._engine_deadline(deadline)
         runtime = self._find_runtime(engine_deadline)

@@ -373,13 +373,16 @@ def test_sampler_asks_for_the_clock_every_half_minute(node: Path) -> None:
 
     sampler = Sampler(Reader(str(node), statvfs=lambda _: SPACE, read_clock=read_clock), clock=lambda: clock.now)
 
-    def synchronised_at(now: float) -> object:
+    def told_at(now: float) -> tuple[object, object]:
         clock.now = now
-        part = sampler.sample()["clock"]
-        assert isinstance(part, dict)
-        return part["synchronised"]
+        sample = sampler.sample()
+        assert isinstance(sample["clock"], dict)
+        return sample["clock"]["synchronised"], sample["uptime_seconds"]
 
-    assert [synchronised_at(now) for now in (0.0, 15.0, 29.0, 30.0, 45.0)] == [True, True, True, False, False]
+    told = [told_at(now) for now in (0.0, 15.0, 29.0)]
+    (node / "proc/uptime").write_text("40.75 9.0\n")
+    told += [told_at(now) for now in (30.0, 45.0)]
+    assert told == [(True, 10.5), (True, 25.5), (True, 39.5), (False, 40.75), (False, 55.75)]
     assert asked == [0.0, 30.0]
     sampler.close()
 
@@ -415,6 +418,25 @@ def test_sampler_reads_mounts_and_kills_every_half_minute(node: Path) -> None:
     assert read_at(46.0, changed=True) == mounts
     assert read_at(75.0) == ["/proc/vmstat"]
     sampler.close()
+
+
+def test_sampler_reads_mounts_again_that_it_could_not_read(node: Path) -> None:
+    reader = TellingReader(str(node))
+    sampler = Sampler(reader, clock=lambda: 0.0)
+    mounts = node / "proc/self/mountinfo"
+    sampler.sample()
+    reader.let_go("/proc")
+    mounts.rename(node / "away")
+    reader.mounts_changed = True
+    without = sampler.sample()
+    reader.mounts_changed = False
+    (node / "away").rename(mounts)
+
+    after = sampler.sample()
+    sampler.close()
+
+    assert without["filesystems"] is None
+    assert [part["mount"] for part in after["filesystems"]][:1] == ["/"]  # type: ignore[union-attr, index, call-overload]
 
 
 def test_root_that_became_read_only_is_seen_before_the_mounts_are_read_again(node: Path) -> None:
