@@ -66,6 +66,7 @@ _MOUNTS = "/proc/self/mountinfo"
 # What costs much of a sample and rarely changes: the clock, asked through ctypes; the mounts, of which the kernel tells when
 # there are others, but not of a filesystem that gave up writing; and all of vmstat for one number in it.
 _RARE_MAX_AGE_SECONDS = 30.0
+_EARLY_SECONDS = 2.0
 _MAX_FILESYSTEMS = 64
 _SHOW_SERVICES = ("systemctl", "show", "--no-pager", "--property=Id,ActiveState,NRestarts", "--", "*.service")
 
@@ -192,7 +193,7 @@ class Sampler:
         self._links_at = float("-inf")
         self._speeds: Dict[str, Optional[int]] = {}
         self._clock_at = float("-inf")
-        self._time = TimeReading(0.0, None)
+        self._time = (0.0, TimeReading(0.0, None))
         self._sensors = Sensors(reader, clock)
         self._runtime: Optional[Runtime] = None
         self._containers_interval_seconds = containers_interval_seconds
@@ -240,13 +241,15 @@ class Sampler:
         )
 
     def look(self) -> float:
-        """Give up what hangs, and see that there is a thread that waits; give the time to look again.
+        """Give up what hangs; give the time to look again."""
+        return self._runner.look()
+
+    def keep_worker(self) -> None:
+        """See that there is a thread that waits, or reads.
 
         Errors: RuntimeError if no thread can be had.
         """
-        look_at = self._runner.look()
         self._runner.keep_worker()
-        return look_at
 
     def _counters_tasks(self, deadline: float) -> List[Task]:
         return [
@@ -264,21 +267,21 @@ class Sampler:
         now = self._clock()
         tasks: List[Task] = []
         kept: Dict[Key, object] = {}
-        if self._reader.has_changed(_MOUNTS) or now - self._mounts_at >= _RARE_MAX_AGE_SECONDS:
+        if self._reader.has_changed(_MOUNTS) or _is_due(now - self._mounts_at, _RARE_MAX_AGE_SECONDS):
             # The kernel tells of a change once: whoever fails to read it tries again.
             self._mounts_at = float("-inf")
-            tasks.append(self._task("filesystems", self._find_filesystems))
+            tasks.append(self._task("filesystems", lambda: self._find_filesystems(now)))
         else:
             kept["filesystems", ""] = self._is_root_read_only
-            tasks.extend(self._mounts)
-        since = now - self._clock_at
-        if since >= _RARE_MAX_AGE_SECONDS:
-            tasks.append(self._task("clock", self._read_clock))
+        if _is_due(now - self._clock_at, _RARE_MAX_AGE_SECONDS):
+            tasks.append(self._task("clock", lambda: self._read_clock(now)))
         else:
-            kept["clock", ""] = TimeReading(round(self._time.uptime_seconds + since, 2), self._time.clock)
+            read_at, time_then = self._time
+            uptime_seconds = round(time_then.uptime_seconds + now - read_at, 2)
+            kept["clock", ""] = TimeReading(uptime_seconds, time_then.clock)
         tasks.extend(self._every_time)
-        if self._containers is None or now - self._containers_at >= self._containers_interval_seconds:
-            tasks.append(self._task("containers", lambda: self._read_containers(deadline)))
+        if self._containers is None or _is_due(now - self._containers_at, self._containers_interval_seconds):
+            tasks.append(self._task("containers", lambda: self._read_containers(deadline, now)))
         else:
             kept["containers", ""] = self._containers
         if self._sensors.may_exist:
@@ -286,8 +289,11 @@ class Sampler:
         else:
             kept["thermal", ""] = NO_SENSORS
         interval = self._services_interval_seconds
-        if interval is not None and now - self._services_at >= interval:
-            tasks.append(self._task("services", self._read_services))
+        if interval is not None and _is_due(now - self._services_at, interval):
+            tasks.append(self._task("services", lambda: self._read_services(now)))
+        if ("filesystems", "") in kept:
+            # Last: one that does not answer is to hold up none of the others.
+            tasks.extend(self._mounts)
         self._kept = kept
         return tasks
 
@@ -334,13 +340,14 @@ class Sampler:
     def _task(self, name: str, call: Callable[[], object], where: str = "") -> Task:
         return Task(name, call, _COLLECTOR_LIMIT_SECONDS, where)
 
-    def _read_clock(self) -> TimeReading:
+    def _read_clock(self, now: float) -> TimeReading:
         if self._boot_id is None:
             self._boot_id = self._reader.read_word("/proc/sys/kernel/random/boot_id")
-        now = self._clock()
         uptime_seconds = parse_uptime(self._reader.read_again("/proc/uptime", whole=True))
-        self._time, self._clock_at = TimeReading(uptime_seconds, self._reader.clock()), now
-        return self._time
+        read_at = self._clock()
+        time_now = TimeReading(uptime_seconds, self._reader.clock())
+        self._time, self._clock_at = (read_at, time_now), now
+        return time_now
 
     def _read_cpu(self) -> CpuReading:
         times = parse_cpu_times(self._reader.read_again("/proc/stat", whole=True))
@@ -351,7 +358,7 @@ class Sampler:
     def _read_memory(self) -> MemoryReading:
         memory = parse_meminfo(self._reader.read_again("/proc/meminfo", whole=True))
         now = self._clock()
-        if now - self._oom_kills[0] >= _RARE_MAX_AGE_SECONDS:
+        if _is_due(now - self._oom_kills[0], _RARE_MAX_AGE_SECONDS):
             self._oom_kills = (now, parse_oom_kills(self._reader.read_optional("/proc/vmstat", again=True)))
         return MemoryReading(memory, self._read_pressure("memory", with_full=True), self._oom_kills[1])
 
@@ -363,8 +370,7 @@ class Sampler:
             known = self._pressures[resource] = text, parse_pressure(text, with_full=with_full) if text else None
         return known[1]
 
-    def _find_filesystems(self) -> MoreTasks:
-        now = self._clock()
+    def _find_filesystems(self, now: float) -> MoreTasks:
         text = self._reader.read_again(_MOUNTS)
         if text != self._mounts_text:
             mounts = parse_mountinfo(text)
@@ -407,9 +413,9 @@ class Sampler:
             self._speeds[name] = parse_speed(self._reader.read_word(base + "/speed"))
         return up, self._speeds[name]
 
-    def _read_services(self) -> None:
+    def _read_services(self, now: float) -> None:
         # Before the question: one that fails is not asked again with every sample.
-        self._services_at, self._services = self._clock(), None
+        self._services_at, self._services = now, None
         if self._reader.exists("/run/systemd/system"):
             listing = self._reader.run(_SHOW_SERVICES, _COLLECTOR_LIMIT_SECONDS * 0.9)
             self._services = services_part(parse_service_units(listing)) if listing is not None else None
@@ -420,8 +426,7 @@ class Sampler:
             return {}
         return read_usage(runtime, self._reader.path(runtime.socket), self._engine_deadline(deadline))
 
-    def _read_containers(self, deadline: float) -> ContainersReading:
-        now = self._clock()
+    def _read_containers(self, deadline: float, now: float) -> ContainersReading:
         previous = self._previous.containers if self._previous else {}
         engine_deadline = self._engine_deadline(deadline)
         runtime = self._find_runtime(engine_deadline)
@@ -454,6 +459,11 @@ class Sampler:
         """Turn a deadline of this clock into one of time.monotonic, early enough to hand in what is there."""
         allowed_seconds = min(_COLLECTOR_LIMIT_SECONDS, deadline - self._clock()) - 0.2
         return time.monotonic() + allowed_seconds
+
+
+def _is_due(age_seconds: float, interval_seconds: float) -> bool:
+    """Tell whether something is to be read again; samples come a little sooner or later than their beat."""
+    return age_seconds >= interval_seconds - min(_EARLY_SECONDS, interval_seconds / 4)
 
 
 def _cleaned(value: Dict[str, object]) -> JsonObject:

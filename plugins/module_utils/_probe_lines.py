@@ -26,7 +26,7 @@ _DIGITS_AS_ZEROES = bytes.maketrans(b"123456789", b"000000000")
 class Outbox:
     """Lines on their way out.
 
-    Any thread hands in; one thread takes. While the reader doesn't read, a newer line takes the place of an older one of
+    Any thread hands in; one at a time takes. While the reader doesn't read, a newer line takes the place of an older one of
     the same kind: the newest sample is the one that counts, and memory stays bounded.
     """
 
@@ -106,7 +106,10 @@ _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def _is_plain(line: bytes) -> bool:
-    """Tell, for most lines, that `clean` would change nothing in them: no long string, no long list, nothing doubtful."""
+    """Tell, for most samples, that `clean` would change nothing: no long string, no long list, nothing doubtful.
+
+    How deep they are is not looked at: it is the same for all.
+    """
     # What is escaped is no ASCII, or controls something, or would hide where a string ends.
     if len(line) > _MAX_PLAIN_BYTES or b"\\" in line or line.count(b",") >= MAX_ITEMS:
         return False

@@ -112,9 +112,12 @@ class Loop:
         """Go on until there is nobody left to tell."""
         # The kernel may hand a signal to any thread; this wakes the main one, which alone runs what Python does about it.
         signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        ends = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+        for number in ends:
             signal.signal(number, self._end)
         signal.signal(signal.SIGALRM, lambda _number, _frame: None)
+        # Who started this may have left them blocked; that is inherited.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*ends, signal.SIGALRM))
         version = "{}.{}.{}".format(*sys.version_info[:3])
         self._outbox.say("hello", schema=SCHEMA, python=version, pid=os.getpid())
         self._checking.start()
@@ -224,7 +227,7 @@ class _Writer:
     def waits(self) -> bool:
         """Tell whether something waits to be written."""
         with self._lock:
-            return bool(self._sending) or not self._outbox.empty
+            return not self._outbox.empty or bool(self._sending)
 
     def write(self) -> bool:
         """Write as much as is taken at once; false if something is left.
@@ -232,7 +235,8 @@ class _Writer:
         Errors: OSError if nobody reads any more.
         """
         with self._lock:
-            while self._sending or not self._outbox.empty:
+            # The outbox first: only by being asked does it replace what is older, however long the reader is slow.
+            while not self._outbox.empty or self._sending:
                 if not self._poller.poll(0):
                     return False
                 self._sending = self._sending or memoryview(self._outbox.take() or b"")

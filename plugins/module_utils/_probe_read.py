@@ -112,7 +112,7 @@ class Reader:
 
     def let_go(self, folder: str) -> None:
         """Close what `read_again` keeps below *folder*: something else may have its name by now."""
-        for path in [path for path in self._kept if path.startswith(folder + "/")]:
+        for path in [path for path in list(self._kept) if path.startswith(folder + "/")]:
             os.close(self._kept.pop(path))
 
     def has_changed(self, path: str) -> bool:

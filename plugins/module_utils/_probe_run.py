@@ -20,8 +20,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Callable, Deque, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-# In the good case one worker runs all collectors in a row, one hand-over per sample. Once that worker is held up for
-# this long, another takes over the rest, so any number of hanging collectors wait side by side.
+# In the good case one worker runs all collectors in a row. Whoever looks and finds it held up for this long has another
+# take over the rest, so any number of hanging collectors wait side by side.
 _TAKEOVER_SECONDS = 0.05
 # A left-behind thread costs 8 MiB of address space; a node with more dead mounts than this has told enough.
 _MAX_LEFT_BEHIND = 32

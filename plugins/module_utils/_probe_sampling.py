@@ -31,6 +31,9 @@ _MAX_ASKED = 8
 _LOOK_AFTER_SECONDS = 0.5
 # How soon it looks after a sample that was asked for.
 _LOOK_SOON_SECONDS = 0.05
+# poll(2) counts milliseconds in 32 bits.
+_MAX_WAIT_SECONDS = 3600.0
+_NEVER = float("inf")
 
 
 class Sampling:
@@ -64,6 +67,8 @@ class Sampling:
         self._poller = select.poll()
         self._poller.register(self._woken, select.POLLIN)
         self._asked: Deque[Optional[str]] = deque()
+        # Until when no thread is tried for, after there was none to be had.
+        self._thread_at = 0.0
         self._is_on_beat = False
         self._begun = 0
         self.done = 0
@@ -77,7 +82,8 @@ class Sampling:
     @property
     def look_at(self) -> float:
         """The time to look whether the next sample came."""
-        return max(time.monotonic(), self.due) + _LOOK_AFTER_SECONDS
+        now = time.monotonic()
+        return now + _LOOK_SOON_SECONDS if self._asked else max(now, self.due) + _LOOK_AFTER_SECONDS
 
     def ask(self, command_id: Optional[str]) -> bool:
         """Have a sample taken as soon as can be; false if too many wait."""
@@ -91,15 +97,20 @@ class Sampling:
 
     def look(self) -> float:
         """Give up what hangs, and see that there is a thread; give the time to look again. For the main thread."""
+        # Before the sampler is asked: what begins meanwhile is looked at in time.
+        look_at = self.look_at
+        overdue_at = self._sampler.look()
         now = time.monotonic()
-        try:
-            look_at = self._sampler.look()
-        except RuntimeError as error:
-            self._outbox.fail_because("sample", error)
-            look_at = now + self._interval
-        else:
-            look_at = min(look_at, self.look_at)
-        return min(look_at, now + _LOOK_SOON_SECONDS) if self._asked else look_at
+        if self._begun != self.done and overdue_at == _NEVER:
+            # It is about to begin, or just ended.
+            look_at = min(look_at, now + _LOOK_SOON_SECONDS)
+        if now >= self._thread_at:
+            try:
+                self._sampler.keep_worker()
+            except RuntimeError as error:
+                self._thread_at = now + self._interval
+                self._outbox.fail_because("sample", error)
+        return min(overdue_at, max(look_at, self._thread_at))
 
     def _wait(self, handed_over: SimpleQueue[Optional[Batch]]) -> Optional[Batch]:
         """Do what the idle thread does: wait for the time of the next sample, for somebody who asks, or for the end."""
@@ -109,31 +120,48 @@ class Sampling:
             if not handed_over.empty():
                 return handed_over.get()
             now = time.monotonic()
+            batch = None
             if is_idle and now >= self.due:
-                return self._begin_due(now)
-            if is_idle and self._asked and self._begun:
-                return self._begin(self._asked.popleft())
-            wait_seconds = max(0.0, self.due - now) if is_idle else _LOOK_SOON_SECONDS
-            # Rounded up: what is not quite due would be looked for again and again.
-            if self._poller.poll(int(wait_seconds * 1000) + 1):
-                os.read(self._woken, 4096)
+                batch = self._begin_due(now)
+            elif is_idle and self._asked:
+                batch = self._begin(self._sampler.begin, self._asked.popleft)
+            else:
+                wait_seconds = max(0.0, self.due - now) if is_idle else _LOOK_SOON_SECONDS
+                # Rounded up: what is not quite due would be looked for again and again.
+                if self._poller.poll(int(min(wait_seconds, _MAX_WAIT_SECONDS) * 1000) + 1):
+                    os.read(self._woken, 4096)
+            if batch is not None:
+                return batch
 
-    def _begin_due(self, now: float) -> Batch:
+    def _begin_due(self, now: float) -> Optional[Batch]:
         if not self._begun:
-            self.due = now + PRIME_SECONDS
-            self._begun += 1
-            return self._sampler.begin_priming(PRIME_SECONDS * 2, lambda take: self._hand_in(take, None))
-        origin = self.due
-        after = now
-        if not self._is_on_beat:
-            # The others begin half an interval later at the earliest: rates over an instant say nothing.
-            self._is_on_beat, origin, after = True, self.due + self._offset, now + self._interval / 2
-        self.due = next_on_beat(origin, self._interval, after)
-        return self._begin(None)
+            return self._begin(self._begin_priming, lambda: self._put_off(now + PRIME_SECONDS))
+        if self._is_on_beat:
+            return self._begin(self._sampler.begin, lambda: self._put_off(next_on_beat(self.due, self._interval, now)))
+        self._is_on_beat = True
+        # The others begin half an interval later at the earliest: rates over an instant say nothing.
+        second_at = next_on_beat(self.due + self._offset, self._interval, now + self._interval / 2)
+        return self._begin(self._sampler.begin, lambda: self._put_off(second_at))
 
-    def _begin(self, command_id: Optional[str]) -> Batch:
+    def _put_off(self, due: float) -> None:
+        self.due = due
+
+    def _begin_priming(self, then: Callable[[Callable[[], None]], None]) -> Batch:
+        return self._sampler.begin_priming(PRIME_SECONDS * 2, then)
+
+    def _begin(
+        self, begin: Callable[[Callable[..., None]], Batch], take_turn: Callable[[], Optional[str]]
+    ) -> Optional[Batch]:
+        # First of all: the main thread is to see that something is under way before it sees that nothing is due.
         self._begun += 1
-        return self._sampler.begin(lambda take: self._hand_in(take, command_id))
+        command_id = take_turn()
+        try:
+            return begin(lambda take: self._hand_in(take, command_id))
+        except Exception as error:
+            # Nothing of it was begun, and this thread is to go on.
+            self._outbox.fail_because("sample", error, command_id)
+            self._end_turn()
+            return None
 
     def _hand_in(self, take: Callable[[], Optional[Dict[str, object]]], command_id: Optional[str]) -> None:
         try:
@@ -143,6 +171,9 @@ class Sampling:
         except Exception as error:
             # Whatever it was, the loop goes on: the next turn may do better.
             self._outbox.fail_because("sample", error, command_id)
+        self._end_turn()
+
+    def _end_turn(self) -> None:
         now = time.monotonic()
         if self._is_on_beat and self.due <= now:
             # It has missed this turn; the next one comes on its beat.

@@ -179,7 +179,7 @@ def network_part(reading: NetworkReading, before: Optional[Counters]) -> List[Di
     elapsed_seconds = reading.at_seconds - before.at_seconds if before is not None else 0.0
     earlier = before.network if before is not None else {}
     part: List[Dict[str, object]] = []
-    for name, now in list(reading.counters.items())[:_MAX_INTERFACES]:
+    for name, now in reading.counters.items():
         up, speed_mbps = reading.links.get(name, (None, None))
         then = earlier.get(name)
         received = transmitted = None
@@ -203,8 +203,9 @@ def network_part(reading: NetworkReading, before: Optional[Counters]) -> List[Di
 
 
 def reported_interfaces(counters: Mapping[str, InterfaceCounters]) -> Dict[str, InterfaceCounters]:
-    """Leave out the interfaces that belong to single containers, and the loopback."""
-    return {name: counted for name, counted in counters.items() if is_reported_interface(name)}
+    """Leave out the interfaces that belong to single containers, and the loopback; at most 64 are left."""
+    names = [name for name in counters if is_reported_interface(name)][:_MAX_INTERFACES]
+    return {name: counters[name] for name in names}
 
 
 def _rate(change: int, elapsed_seconds: float) -> Optional[float]:
