@@ -96,7 +96,12 @@ class Ladder:
         return self.climbs.latest_of(self.node.node_id)[0]
 
     def begin_anew(self) -> None:
-        """Forget the repairs and words of before."""
+        """Forget the repairs and words of before, once the last of them has ended.
+
+        One may have begun after the test before was satisfied: what it had repaired was not known to be well yet.
+        """
+        self.bed.wait_for(self.node, "healthy")
+        self.bed.wait_until(lambda: self.active() is None, 60, "no repair to go on", self.node)
         self.bed.set_active(self.node)
         clear_trace(self.node)
         self.node.exec("rm", "-f", RELEASE)
