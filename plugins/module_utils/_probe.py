@@ -390,7 +390,7 @@ class Sampler:
     def _read_network(self) -> NetworkReading:
         counters = reported_interfaces(parse_net_dev(self._reader.read_again("/proc/net/dev")))
         now = self._clock()
-        if now - self._links_at >= _LINKS_MAX_AGE_SECONDS or self._links != counters.keys():
+        if _is_due(now - self._links_at, _LINKS_MAX_AGE_SECONDS) or self._links != counters.keys():
             self._links_at, self._links = now, counters.keys()
             self._speeds.clear()
             # Two interfaces may have swapped their names.

@@ -29,8 +29,8 @@ from typing import Callable, Dict, List, Mapping, NoReturn, Optional, Tuple, Uni
 from ._probe import collect_facts
 from ._probe_lines import Outbox
 from ._probe_read import Reader
-from ._probe_run import BoundedRunner
-from ._probe_sampling import Sampling, next_on_beat
+from ._probe_run import BoundedRunner, WakePipe
+from ._probe_sampling import MAX_ASKED, Sampling, next_on_beat
 
 SCHEMA = 1
 MAX_COMMAND_BYTES = 4096
@@ -39,7 +39,6 @@ MAX_ID_CHARACTERS = 128
 _STDIN, _STDOUT = 0, 1
 # What a pipe or socket takes without blocking whenever poll calls it writable (pipe(7), PIPE_BUF).
 _WRITE_BYTES = 4096
-_MAX_ASKED = 8
 # The counters alone, and what is compared with them.
 _FIRST_SAMPLES = 2
 # How long a beat waits for a sample that is under way or due, as a share of its interval.
@@ -82,9 +81,7 @@ class Loop:
         self._writer = _Writer(self._outbox)
         reader = reader or Reader()
         self._work = _Work(options, self._outbox, reader)
-        self._woken, self._wake_end = os.pipe()
-        os.set_blocking(self._woken, False)
-        os.set_blocking(self._wake_end, False)
+        self._pipe = WakePipe()
         self._sampling = Sampling(
             reader,
             self._outbox,
@@ -111,7 +108,7 @@ class Loop:
     def run(self) -> None:
         """Go on until there is nobody left to tell."""
         # The kernel may hand a signal to any thread; this wakes the main one, which alone runs what Python does about it.
-        signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._pipe.writing, warn_on_full_buffer=False)
         ends = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
         for number in ends:
             signal.signal(number, self._end)
@@ -126,7 +123,7 @@ class Loop:
         self._hand_out()
         poller = select.poll()
         poller.register(_STDIN, select.POLLIN)
-        poller.register(self._woken, select.POLLIN)
+        poller.register(self._pipe.reading, select.POLLIN)
         while not self._ended:
             now = time.monotonic()
             self._check_if_due(now)
@@ -173,8 +170,8 @@ class Loop:
     def _handle(self, descriptor: int, event: int) -> bool:
         """React to what poll saw; false if it is the end."""
         try:
-            if descriptor == self._woken:
-                os.read(self._woken, 4096)
+            if descriptor == self._pipe.reading:
+                self._pipe.drain()
             elif descriptor == _STDIN:
                 data = os.read(_STDIN, 65536)
                 for action, command_id in self._commands.feed(data):
@@ -204,9 +201,7 @@ class Loop:
         if is_written and self._check_at != _NEVER:
             self._set_alarm()
         else:
-            # A full pipe wakes as well as one more byte would.
-            with contextlib.suppress(BlockingIOError):
-                os.write(self._wake_end, b"\0")
+            self._pipe.wake()
 
     def _end(self, _number: int, _frame: object) -> None:
         self._ended = True
@@ -265,7 +260,7 @@ class _Worker(threading.Thread):
 
     def ask(self, command_id: Optional[str]) -> bool:
         """Have the work done once; false if too much of it waits."""
-        if self._asked - self.done > _MAX_ASKED:
+        if self._asked - self.done > MAX_ASKED:
             return False
         self._asked += 1
         self._queue.put(command_id)

@@ -13,6 +13,7 @@ would keep its whole process from being reaped.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -121,7 +122,7 @@ class BoundedRunner:
         Errors: RuntimeError if no thread can be had.
         """
         with self._lock:
-            self._find_worker()
+            self._ensure_worker()
 
     def look(self) -> float:
         """Give up what is overdue, and have others take over from a held-up worker; give the time to look again."""
@@ -171,11 +172,11 @@ class BoundedRunner:
         return wake_at
 
     def _hand_over(self, batch: Batch) -> None:
-        worker = self._find_worker()
+        worker = self._ensure_worker()
         batch.last_start = self._clock()
         worker.batches.put(batch)
 
-    def _find_worker(self) -> _Worker:
+    def _ensure_worker(self) -> _Worker:
         if self._worker is None or not self._worker.is_alive():
             worker = _Worker(self._wait)
             worker.start()
@@ -289,6 +290,25 @@ class _Worker(threading.Thread):
 
 
 Wait = Callable[["SimpleQueue[Optional[Batch]]"], Optional[Batch]]
+
+
+class WakePipe:
+    """Wakes a thread that waits in poll(2) for *reading*; *writing* is for signal.set_wakeup_fd."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = os.pipe()
+        os.set_blocking(self.reading, False)
+        os.set_blocking(self.writing, False)
+
+    def wake(self) -> None:
+        # A full pipe wakes as well as one more byte would.
+        with suppress(BlockingIOError):
+            os.write(self.writing, b"\0")
+
+    def drain(self) -> None:
+        """Take what has woken; only one thread may wait."""
+        with suppress(BlockingIOError):
+            os.read(self.reading, 4096)
 
 
 def _wait_for_work(batches: SimpleQueue[Optional[Batch]]) -> Optional[Batch]:

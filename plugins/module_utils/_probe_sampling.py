@@ -12,8 +12,6 @@ have come, whether its thread is held up.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import select
 import time
 from collections import deque
@@ -23,10 +21,10 @@ from typing import Callable, Deque, Dict, Optional
 from ._probe import Sampler
 from ._probe_lines import Outbox
 from ._probe_read import Reader
-from ._probe_run import Batch
+from ._probe_run import Batch, WakePipe
 
 PRIME_SECONDS = 1.0
-_MAX_ASKED = 8
+MAX_ASKED = 8
 # How long after a sample was due the main thread looks whether it came.
 _LOOK_AFTER_SECONDS = 0.5
 # How soon it looks after a sample that was asked for.
@@ -61,11 +59,9 @@ class Sampling:
         self._finished = finished
         self._interval = interval_seconds
         self._offset = offset_seconds
-        self._woken, self._wake_end = os.pipe()
-        os.set_blocking(self._woken, False)
-        os.set_blocking(self._wake_end, False)
+        self._pipe = WakePipe()
         self._poller = select.poll()
-        self._poller.register(self._woken, select.POLLIN)
+        self._poller.register(self._pipe.reading, select.POLLIN)
         self._asked: Deque[Optional[str]] = deque()
         # Until when no thread is tried for, after there was none to be had.
         self._thread_at = 0.0
@@ -87,12 +83,10 @@ class Sampling:
 
     def ask(self, command_id: Optional[str]) -> bool:
         """Have a sample taken as soon as can be; false if too many wait."""
-        if len(self._asked) >= _MAX_ASKED:
+        if len(self._asked) >= MAX_ASKED:
             return False
         self._asked.append(command_id)
-        # A full pipe wakes as well as one more byte would.
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake_end, b"\0")
+        self._pipe.wake()
         return True
 
     def look(self) -> float:
@@ -121,40 +115,34 @@ class Sampling:
                 return handed_over.get()
             now = time.monotonic()
             batch = None
+            # Counted first of all: the main thread is to see that something is under way before that nothing is due.
             if is_idle and now >= self.due:
+                self._begun += 1
                 batch = self._begin_due(now)
             elif is_idle and self._asked:
-                batch = self._begin(self._sampler.begin, self._asked.popleft)
+                self._begun += 1
+                batch = self._begin(self._sampler.begin, self._asked.popleft())
             else:
                 wait_seconds = max(0.0, self.due - now) if is_idle else _LOOK_SOON_SECONDS
                 # Rounded up: what is not quite due would be looked for again and again.
                 if self._poller.poll(int(min(wait_seconds, _MAX_WAIT_SECONDS) * 1000) + 1):
-                    os.read(self._woken, 4096)
+                    self._pipe.drain()
             if batch is not None:
                 return batch
 
     def _begin_due(self, now: float) -> Optional[Batch]:
-        if not self._begun:
-            return self._begin(self._begin_priming, lambda: self._put_off(now + PRIME_SECONDS))
+        if self._begun == 1:
+            self.due = now + PRIME_SECONDS
+            return self._begin(lambda then: self._sampler.begin_priming(PRIME_SECONDS * 2, then), None)
         if self._is_on_beat:
-            return self._begin(self._sampler.begin, lambda: self._put_off(next_on_beat(self.due, self._interval, now)))
-        self._is_on_beat = True
-        # The others begin half an interval later at the earliest: rates over an instant say nothing.
-        second_at = next_on_beat(self.due + self._offset, self._interval, now + self._interval / 2)
-        return self._begin(self._sampler.begin, lambda: self._put_off(second_at))
+            self.due = next_on_beat(self.due, self._interval, now)
+        else:
+            self._is_on_beat = True
+            # The others begin half an interval later at the earliest: rates over an instant say nothing.
+            self.due = next_on_beat(self.due + self._offset, self._interval, now + self._interval / 2)
+        return self._begin(self._sampler.begin, None)
 
-    def _put_off(self, due: float) -> None:
-        self.due = due
-
-    def _begin_priming(self, then: Callable[[Callable[[], None]], None]) -> Batch:
-        return self._sampler.begin_priming(PRIME_SECONDS * 2, then)
-
-    def _begin(
-        self, begin: Callable[[Callable[..., None]], Batch], take_turn: Callable[[], Optional[str]]
-    ) -> Optional[Batch]:
-        # First of all: the main thread is to see that something is under way before it sees that nothing is due.
-        self._begun += 1
-        command_id = take_turn()
+    def _begin(self, begin: Callable[[Callable[..., None]], Batch], command_id: Optional[str]) -> Optional[Batch]:
         try:
             return begin(lambda take: self._hand_in(take, command_id))
         except Exception as error:

@@ -507,7 +507,7 @@ def test_sampler_opens_links_anew_once_they_may_be_others(node: Path) -> None:
     seen = [links_at(0.0, "eth0", "eth1")]
     make_link("eth0", "down")
     make_link("eth1", "up")
-    seen += [links_at(59.0, "eth0", "eth1"), links_at(60.0, "eth0", "eth1")]
+    seen += [links_at(57.0, "eth0", "eth1"), links_at(60.0, "eth0", "eth1")]
     make_link("eth0", "up")
     seen += [links_at(61.0, "eth0"), links_at(62.0, "eth0", "eth1")]
     sampler.close()
