@@ -57,9 +57,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 
 def count_sleeps(pid: int) -> int:
-    """Count how often the threads of a process gave up the processor by themselves."""
-    texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
-    return sum(int(text.split("\nvoluntary_ctxt_switches:")[1].split()[0]) for text in texts)
+    """Count how often the main thread of a process gave up the processor by itself."""
+    status = Path(f"/proc/{pid}/task/{pid}/status").read_text()
+    return int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
 
 
 def make_hanging_node(folder: Path) -> Path:
@@ -194,16 +194,18 @@ def test_loop_catches_up_on_nothing_after_it_was_stopped() -> None:
     assert times[-1] - times[0] > 0.7
 
 
-def test_sample_costs_one_awakening() -> None:
-    with LoopProcess.start(sys.executable, sample_interval_seconds=1.0, beat_interval_seconds=30.0) as loop:
+def test_main_thread_sleeps_while_samples_come() -> None:
+    with LoopProcess.start(
+        sys.executable, sample_interval_seconds=1.0, beat_interval_seconds=30.0, containers_interval_seconds=3600.0
+    ) as loop:
         loop.wait_for("report")
         loop.wait_for_count("sample", 2)
         before = len(loop.times("sample")), count_sleeps(loop.pid)
         loop.wait_for_count("sample", before[0] + 8)
         after = len(loop.times("sample")), count_sleeps(loop.pid)
 
-    # One thread sleeps once for each sample; once more may be for the interpreter's lock, or a look that came first.
-    assert after[1] - before[1] <= 2 * (after[0] - before[0]) + 2
+    # A look may come first where the machine is so busy that a sample is half a second late.
+    assert after[1] - before[1] <= (after[0] - before[0]) // 2
 
 
 def test_loop_gives_signs_of_life_although_its_alarm_was_blocked() -> None:
