@@ -8,6 +8,8 @@ other, as CPU (user and system) and never as time:
 - controller: the process and all its children, Ansible's ssh masters included; of the running service, what it uses above
   an idle service without nodes.
 - node: what the containers' cgroups count (sshd, sudo and systemd's part included), less what they use when nobody looks.
+  The application of the test nodes is stopped: it polls twice a second, which takes as much as the stream does, and more of
+  it while others run.
 
 "stream" is the service with the default probe; its signs of life and its store are in it. "gather.yml" is the playbook of
 this collection, which writes into a store too. "Ansible, command" and "Ansible, raw" are as lean as Ansible gets: one task
@@ -136,6 +138,8 @@ def main() -> None:
             stack.enter_context(tempfile.TemporaryDirectory(prefix="monitoring-", ignore_cleanup_errors=True))
         )
         nodes = Nodes(stack.enter_context(running_fleet(arguments.nodes, folder / "fleet")))
+        for node in nodes.nodes:
+            node.stop_service()
         print(f"{len(nodes.nodes)} nodes; load of the machine at the start: {os.getloadavg()[0]:.1f}", flush=True)
         time.sleep(SETTLE_SECONDS)
         stream = measure_stream(nodes, folder, arguments)
