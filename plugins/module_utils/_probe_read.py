@@ -19,7 +19,8 @@ from typing import Callable, Dict, List, Optional, Sequence
 from ._probe_clock import ClockReading, read_kernel_clock
 from ._probe_parse import FilesystemSpace, Mount, is_remote
 
-_CHUNK_BYTES = 65536
+# As much as most files have: Python asks for that much memory for each, and gives back what it didn't need.
+_CHUNK_BYTES = 8192
 _MAX_FILE_BYTES = 1024 * 1024
 # What the kernel answers where a file exists but the hardware or the configuration has nothing to say: speed of a
 # link that is down, PSI switched off at boot, a sensor that sleeps.
@@ -98,7 +99,7 @@ class Reader:
             descriptor = self._kept[path] = os.open(self._prefix + path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             data = os.pread(descriptor, _CHUNK_BYTES, 0)
-            more = b"" if whole and data.endswith(b"\n") else data
+            more = b"" if whole and data.endswith(b"\n") and len(data) < _CHUNK_BYTES else data
             while more and len(data) < _MAX_FILE_BYTES:
                 more = os.pread(descriptor, _CHUNK_BYTES, len(data))
                 data += more

@@ -649,7 +649,8 @@ def release_fifo(path: Path) -> None:
 @pytest.mark.parametrize("whole", [False, True], ids=["in-pieces", "whole"])
 def test_read_again_reads_what_is_there_now(tmp_path: Path, whole: bool) -> None:
     reader = Reader(str(tmp_path))
-    texts = ["short", "x" * 200_000 + "end", "", "again\n"]
+    # The third could be cut anywhere, behind a newline too.
+    texts = ["short", "x" * 200_000 + "end", "cpu\n" * 50_000 + "end\n", "", "again\n"]
 
     seen = []
     for text in texts:
