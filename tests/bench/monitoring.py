@@ -38,7 +38,7 @@ import venv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -61,6 +61,8 @@ FORKS = 20
 SETTLE_SECONDS = 20.0
 STREAM_SECONDS = 120.0
 RUN_SECONDS = 600.0
+# How much later than it was seen a sample of a small fleet may be in the store.
+STORED_WITHIN_SECONDS = 5.0
 FILES = (
     "/proc/uptime /proc/stat /proc/loadavg /proc/meminfo /proc/vmstat /proc/net/dev /proc/self/mountinfo"
     " /proc/pressure/cpu /proc/pressure/memory /proc/pressure/io"
@@ -129,7 +131,7 @@ def main() -> None:
     """Measure all ways and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--nodes", type=int, default=40)
-    parser.add_argument("--window", type=float, default=60, help="seconds of streaming, and of idleness before")
+    parser.add_argument("--window", type=float, default=120, help="seconds of streaming, and of idleness before")
     parser.add_argument("--interval", type=float, default=5, help="seconds between two samples of a streaming node")
     parser.add_argument("--rounds", type=int, default=3, help="measured runs of each other way")
     arguments = parser.parse_args()
@@ -189,23 +191,23 @@ def measure_stream(nodes: Nodes, folder: Path, arguments: argparse.Namespace) ->
         process_id = service.process.pid
         with closing(open_store(settings.storage_url)) as store:
             time.sleep(SETTLE_SECONDS)
-            idle, idle_nodes = Load.of(process_id), nodes.cpu_seconds()
-            begun = time.monotonic()
+            before, before_nodes, begun = used_so_far(process_id, nodes)
             time.sleep(arguments.window)
-            took = time.monotonic() - begun
-            idle_seconds = (Load.of(process_id).cpu_seconds - idle.cpu_seconds) / took
-            nodes.idle = (nodes.cpu_seconds() - idle_nodes) / took
+            after, after_nodes, ended = used_so_far(process_id, nodes)
+            idle_seconds = (after - before) / (ended - begun)
+            nodes.idle = (after_nodes - before_nodes) / (ended - begun)
             registry = NodeRegistry(store, settings)
             for declaration in nodes.declarations():
                 registry.register(declaration)
             wait_for_samples(store, len(nodes.nodes), service)
             # The first checks, and the second samples, which come later than an interval.
             time.sleep(2 * arguments.interval + SETTLE_SECONDS)
-            before, before_nodes, begun = Load.of(process_id), nodes.cpu_seconds(), time.monotonic()
-            looks = count_samples(store, arguments.window)
-            took = time.monotonic() - begun
-            used = Load.of(process_id).cpu_seconds - before.cpu_seconds
-            used_nodes = nodes.cpu_seconds() - before_nodes
+            since, before, before_nodes, begun = datetime.now(UTC), *used_so_far(process_id, nodes)
+            samples = follow_samples(store, arguments.window)
+            until, after, after_nodes, ended = datetime.now(UTC), *used_so_far(process_id, nodes)
+            used, used_nodes, took = after - before, after_nodes - before_nodes, ended - begun
+            samples |= follow_samples(store, STORED_WITHIN_SECONDS)
+            looks = sum(since <= at < until for _, at in samples)
             print(
                 f"idle: service {idle_seconds * 1000:.1f} ms/s, each node {nodes.idle / len(nodes.nodes) * 1000:.2f} ms/s;"
                 f" streaming at {arguments.interval:g} s: {used / took * 1000:.1f} ms/s and"
@@ -242,16 +244,19 @@ def wait_for_samples(store: Store, count: int, service: RunningService) -> None:
     raise TimeoutError(f"not all nodes were heard in {STREAM_SECONDS:g} s:\n{service.log[-3000:]}")
 
 
-def count_samples(store: Store, seconds: float) -> int:
-    """Count the samples that arrive in a time."""
-    start, known, count = time.monotonic(), newest_samples(store), 0
-    # The last one a moment before the end.
-    for look in range(int(seconds / 2)):
-        time.sleep(max(0.0, start + (look + 1) * 2 - time.monotonic()))
-        times = newest_samples(store)
-        count += sum(known.get(node_id) != at for node_id, at in times.items())
-        known = times
-    return count
+def used_so_far(process_id: int, nodes: Nodes) -> tuple[float, float, float]:
+    """Read what the service and all nodes have used, in seconds of CPU, and the time."""
+    return Load.of(process_id).cpu_seconds, nodes.cpu_seconds(), time.monotonic()
+
+
+def follow_samples(store: Store, seconds: float) -> set[tuple[str, datetime]]:
+    """Collect the samples that get into the store in a time, by node and when they were seen."""
+    end = time.monotonic() + seconds
+    seen = set(newest_samples(store).items())
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(2.0, left))
+        seen.update(newest_samples(store).items())
+    return seen
 
 
 def newest_samples(store: Store) -> dict[str, datetime]:
