@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -272,16 +273,16 @@ def test_prune_forgets_commands_of_long_ago(commands: Commands, clock: FakeClock
 
 
 @pytest.fixture(scope="module")
-def lasting(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Headers, bytes | None], object]:
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Headers, bytes | None], object]]:
     """Give commands on a store that many examples share."""
-
     folder: Path = tmp_path_factory.mktemp("commands")
-    store, settings, clock = open_store(f"sqlite:///{folder}/store.db"), make_settings(), FakeClock()
-    registry = NodeRegistry(store, settings, clock)
-    placer = DeploymentPlacer(store, settings, ResourceAllocator(store, settings, clock), clock)
-    queue = JobQueue(store, settings, clock, runner=FakeRunner(settings))
-    maintenance = Maintenance(store, settings, Replacements(store, settings, placer, clock), queue, clock)
-    return Commands(store, registry, maintenance, placer, queue, clock).handle
+    settings, clock = make_settings(), FakeClock()
+    with closing(open_store(f"sqlite:///{folder}/store.db")) as store:
+        registry = NodeRegistry(store, settings, clock)
+        placer = DeploymentPlacer(store, settings, ResourceAllocator(store, settings, clock), clock)
+        queue = JobQueue(store, settings, clock, runner=FakeRunner(settings))
+        maintenance = Maintenance(store, settings, Replacements(store, settings, placer, clock), queue, clock)
+        yield Commands(store, registry, maintenance, placer, queue, clock).handle
 
 
 _TEXTS = st.text(max_size=40)

@@ -115,9 +115,8 @@ def test_writes_are_audited_with_actor_and_outcome(service: RunningService, node
         admin.post("/nodes", params={"look": "false"}, json={"node_id": node_id, "address": "127.0.9.1"})
         other.delete(f"/nodes/{node_id}", headers={"X-Request-ID": f"audit-{node_id}"})
 
-    with sqlite3.connect(service.home / "node-manager.db") as store:
+    with closing(sqlite3.connect(service.home / "node-manager.db")) as store:
         rows = store.execute("SELECT actor, role, action, outcome, request_id FROM audit ORDER BY sequence").fetchall()
-    store.close()
 
     assert ("test viewer", "viewer", f"DELETE /nodes/{node_id}", 403, f"audit-{node_id}") in rows
     assert ("admin (first start)", "admin", "POST /nodes", 201) in [row[:4] for row in rows]
